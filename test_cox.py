@@ -1,0 +1,2414 @@
+"""Tests of cox: what it promises, shown on files, in real processes.
+
+Sections follow those of cox.py. `read_rows` and `assert_consistent` read the format
+by its documentation, not through cox; every test that writes ends with them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import errno
+import gc
+import io
+import itertools
+import json
+import logging
+import multiprocessing
+import os
+import pathlib
+import pickle
+import random
+import re
+import resource
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import types
+import unittest
+import uuid
+import warnings
+import zlib
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from urllib.parse import unquote
+
+import numpy as np
+import pandas as pd
+import pytest
+import tables
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import cox
+from cox import OBJECT, PICKLE, PYTORCH_STATE, CollectionReader, CoxError, Store
+
+HERE = pathlib.Path(__file__).resolve().parent
+TEXT_KINDS = {"str", OBJECT, PICKLE, PYTORCH_STATE}
+
+settings.register_profile(
+    "cox",
+    database=None,
+    deadline=None,
+    derandomize=True,  # the same examples in every run: no failure out of nowhere
+    max_examples=10,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("cox")
+
+
+###############################################################################
+# The oracle
+###############################################################################
+
+
+def record_dtype(columns):
+    """The dtype of a table's records, as the format's documentation gives it."""
+    plain = {"float": "<f8", "int": "<i8", "bool": "|b1"}
+    fields = [("row", "<i8")]
+    for i, kind in enumerate(columns.values()):
+        if kind in TEXT_KINDS:
+            fields.append((f"c{i}", "<i8"))
+        else:
+            fields.append(
+                (f"c{i}", plain.get(kind) or np.dtype(kind).newbyteorder("<"))
+            )
+    if TEXT_KINDS & set(columns.values()):
+        fields.append(("start", "<i8"))
+    return np.dtype([*fields, ("check", "<i8")])
+
+
+def read_rows(path):
+    """Read a whole, undamaged .rows file (and its .text) into lists and arrays."""
+    line, newline, body = path.read_bytes().partition(b"\n")
+    assert newline
+    assert line.isascii()
+    header = json.loads(line)
+    assert header.keys() == {"cox", "columns"}
+    assert header["cox"] == 1
+    columns = header["columns"]
+    records = np.frombuffer(body, record_dtype(columns))  # raises on a torn end
+    assert records["row"].tolist() == list(range(1, len(records) + 1))
+    values = {name: records[f"c{i}"] for i, name in enumerate(columns)}
+    text_columns = [name for name, kind in columns.items() if kind in TEXT_KINDS]
+    if not text_columns:
+        assert (records["check"] == records["row"]).all()
+        return values
+    text = path.with_suffix(".text").read_bytes()
+    texts = {name: [] for name in text_columns}
+    for i, record in enumerate(records):
+        lengths = [int(values[name][i]) for name in text_columns]
+        start = int(record["start"])
+        assert 0 <= start <= start + sum(lengths) <= len(text)
+        row_text = text[start : start + sum(lengths)]
+        assert record["check"] == record["row"] + zlib.crc32(row_text)
+        for name, length in zip(text_columns, lengths, strict=True):
+            texts[name].append(row_text[:length].decode("utf-8", "surrogatepass"))
+            row_text = row_text[length:]
+    return values | texts
+
+
+def encode_rows(columns, rows):
+    """The inverse of `read_rows`: bytes of .rows and of .text, made without cox."""
+    dtype, texts, records = record_dtype(columns), b"", []
+    for number, row in enumerate(rows, 1):
+        cells, row_text = [], b""
+        for kind, value in zip(columns.values(), row, strict=True):
+            if kind in TEXT_KINDS:
+                encoded = value.encode("utf-8", "surrogatepass")
+                row_text += encoded
+                value = len(encoded)
+            cells.append(value)
+        if "start" in dtype.names:
+            cells.append(len(texts))
+        records.append((number, *cells, number + zlib.crc32(row_text)))
+        texts += row_text
+    header = json.dumps({"cox": 1, "columns": columns}).encode() + b"\n"
+    return header + np.array(records, dtype).tobytes(), texts
+
+
+def exact(values):
+    """A form of a column in which NaN equals NaN, bit for bit, and 0.0 is not -0.0."""
+    dtype = getattr(values, "dtype", None)
+    if isinstance(dtype, np.dtype) and dtype.kind in "biuf":
+        return dtype.name, np.asarray(values).tobytes()
+    return [(type(value), value) for value in values]
+
+
+def assert_frame(frame, columns):
+    assert list(frame.columns) == list(columns)
+    assert frame.index.tolist() == list(range(len(frame)))
+    for name, values in columns.items():
+        assert exact(frame[name]) == exact(values), name
+
+
+def exported(run):
+    """The frames of store.h5 as pandas reads them."""
+    with warnings.catch_warnings(), pd.HDFStore(run / "store.h5", mode="r") as h5:
+        warnings.simplefilter(
+            "ignore"
+        )  # of odd names and pickled text: reading is safe
+        return {key[1:]: h5[key] for key in h5}
+
+
+def assert_consistent(run):
+    """Check all that must hold for the files of a run at rest."""
+    frames = exported(run)
+    for path in sorted((run / ".tables").glob("*.rows")):
+        name = unquote(path.stem, errors="surrogatepass")
+        columns = read_rows(path)
+        with Store(run.parent, run.name, mode="r") as store:
+            assert_frame(store[name].df, columns)
+        if name in frames:  # it may be behind: then it holds the first rows
+            frame = frames[name]
+            for column, values in columns.items():
+                if getattr(values, "dtype", None) == np.float16:
+                    values = values.astype(np.float32)
+                assert exact(frame[column]) == exact(values[: len(frame)]), column
+    assert not [p for p in run.rglob("*") if ".new" in p.name]
+    assert not (run / ".tables.new").exists()
+
+
+@pytest.fixture(autouse=True)
+def consistent_runs(request, tmp_path, caplog):
+    """Ask the oracle about each run that a test leaves behind, warned of by nothing."""
+    yield
+    if "damage" in request.fixturenames:
+        return
+    assert [r.getMessage() for r in caplog.get_records("call") if r.name == "cox"] == []
+    for path in tmp_path.rglob(".tables"):
+        assert_consistent(path.parent)
+
+
+@pytest.fixture
+def quiet(monkeypatch):
+    """What cox warns of in this test is not its subject."""
+    monkeypatch.setattr(logging.getLogger("cox"), "disabled", True)
+
+
+@pytest.fixture
+def damage():
+    """The test leaves broken files behind, on purpose."""
+
+
+###############################################################################
+# Fixtures and helpers
+###############################################################################
+
+SCHEMA = {"i": int, "note": str}
+# Values that a careless text column loses, changes or takes for something else.
+TEXTS = ["", "nan", "NaN", "None", "0", "\0", "end\0", "\0nan", "\ud800", "x\udfff"]
+TEXTS += ["é", "日本", "🂡", "\ufeff", "a\r\nb\x85\u2028", " ", "\\", "%s", "é" * 1000]
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def store(out):
+    with Store(out, "run") as store:
+        yield store
+
+
+@pytest.fixture
+def run(out):
+    """A closed run: three rows of `t` (SCHEMA) and two of `other`."""
+    with Store(out, "run") as store:
+        log(store, 3)
+        for x in (0.5, 1.5):
+            store.add_table("other", {"x": float}) if x == 0.5 else None
+            store["other"].append_row({"x": x})
+    return out / "run"
+
+
+def log(store, count, acknowledge=None):
+    """Go on logging to `t`: row i holds i and a text that tells it."""
+    table = store.add_table("t", SCHEMA)
+    for i in range(table.nrows, table.nrows + count):
+        table.append_row({"i": i, "note": f"row {i}"})
+        if acknowledge is not None:
+            acknowledge(i)
+
+
+def assert_logged(frame, count):
+    """The frame of `t` is what `log` made of it."""
+    assert frame["i"].tolist() == list(range(count))
+    assert frame["note"].tolist() == [f"row {i}" for i in range(count)]
+
+
+@contextlib.contextmanager
+def warns(match):
+    """Collect what cox warns of within, and see that it matches."""
+    with unittest.TestCase().assertLogs("cox", "WARNING") as logged:
+        yield logged.output
+    assert any(re.search(match, message) for message in logged.output), logged.output
+
+
+def tree(directory):
+    """Path, kind, time and content of everything below a directory."""
+    return {
+        path: (path.stat().st_mtime_ns, path.is_dir() or path.read_bytes())
+        for path in sorted(directory.rglob("*"))
+    }
+
+
+def make_run(out, exp_id, **tables_):
+    """Make a run by hand, as another program would: name=(columns, rows)."""
+    directory = out / exp_id / ".tables"
+    directory.mkdir(parents=True)
+    (out / exp_id / ".table_objects").mkdir()
+    for name, (columns, rows) in tables_.items():
+        rows_bytes, text = encode_rows(columns, rows)
+        if TEXT_KINDS & set(columns.values()):
+            (directory / f"{name}.text").write_bytes(text)
+        (directory / f"{name}.rows").write_bytes(rows_bytes)
+    return out / exp_id
+
+
+class DillPickler(pickle._Pickler):
+    """Pickles types as dill does: by a function of its own and their names."""
+
+    def reducer_override(self, obj):
+        if isinstance(obj, type):
+            return sys.modules["dill._dill"]._load_type, (obj.__name__,)
+        return NotImplemented
+
+
+def dill_dumps(obj, protocol=0):
+    module = types.ModuleType("dill._dill")
+    exec("def _load_type(name): raise NotImplementedError", module.__dict__)
+    buffer = io.BytesIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "dill", types.ModuleType("dill"))
+        patch.setitem(sys.modules, "dill._dill", module)
+        DillPickler(buffer, protocol).dump(obj)
+    return buffer.getvalue()
+
+
+def make_original_store(run, with_dill=False, **tables_):
+    """Make a run as the original cox leaves it: name=(schema, frame)."""
+    for directory in ("save", "tensorboard", ".table_objects"):
+        (run / directory).mkdir(parents=True)
+    with pd.HDFStore(run / "store.h5", mode="w") as h5:
+        for name, (schema, frame) in tables_.items():
+            for i in range(len(frame)):
+                h5.append(name, frame.iloc[i : i + 1], min_itemsize=40)
+            data = {"schema": schema, "name": name}
+            # PyTables unpickles bytes that end like a pickle: dill's in disguise
+            attrs = h5.get_node(name)._v_attrs
+            attrs.COX_DATA = np.bytes_(dill_dumps(data)) if with_dill else data
+    return run
+
+
+def original_t(count):
+    notes = [f"row {i}" for i in range(count)]
+    return SCHEMA, pd.DataFrame({"i": range(count), "note": notes})
+
+
+@pytest.fixture
+def original(out):
+    """A run of the original's: what `run` holds, in the original's layout."""
+    return make_original_store(
+        out / "run",
+        t=original_t(3),
+        other=({"x": float}, pd.DataFrame({"x": [0.5, 1.5]})),
+    )
+
+
+class Proxy:
+    """Stands in for a module of cox's: `around(call, name, *args)` makes its changes.
+
+    Calls that change no file, and opening one to read, go straight through.
+    """
+
+    CHANGES = re.compile(
+        "open|p?writev?|replace|rename|link|symlink|mkdir|makedirs|unlink|remove|rmdir"
+        "|f?truncate|fsync|fdatasync|utime|chmod|flock|lockf"
+    )
+
+    def __init__(self, module, around):
+        self._module, self._around = module, around
+
+    def __getattr__(self, name):
+        real = getattr(self._module, name)
+        if not self.CHANGES.fullmatch(name):
+            return real
+
+        def call(*args, **kwargs):
+            if name == "open" and not args[1] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                return real(*args, **kwargs)
+            return self._around(lambda *a: real(*a, **kwargs), name, *args)
+
+        return call
+
+
+@pytest.fixture
+def around(monkeypatch):
+    """Put `around(call, name, *args)` between cox and the changes it makes."""
+
+    def install(function):
+        monkeypatch.setattr(cox, "os", Proxy(os, function))
+        if getattr(cox, "fcntl", None):
+            import fcntl
+
+            monkeypatch.setattr(cox, "fcntl", Proxy(fcntl, function))
+
+    return install
+
+
+def is_open_at(descriptor, path):
+    return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
+
+
+MP = multiprocessing.get_context("forkserver")  # forks from a process of one thread
+MP.set_forkserver_preload([__name__])
+
+
+def _in_child(stderr_path, target, args):
+    os.dup2(os.open(stderr_path, os.O_WRONLY | os.O_CREAT), 2)
+    warnings.simplefilter("error")
+    target(*args)
+
+
+class Child:
+    """A process that runs a function of this module; `end` checks how it went."""
+
+    def __init__(self, stderr_path, target, *args):
+        self.stderr_path = stderr_path
+        self.process = MP.Process(target=_in_child, args=(stderr_path, target, args))
+        self.process.start()
+
+    def end(self, *statuses):
+        self.process.join(60)
+        assert self.stderr_path.read_text() == ""
+        assert self.process.exitcode in (statuses or [0])
+        return self.process.exitcode
+
+
+@pytest.fixture(scope="session")
+def _forkserver():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(HERE), prepend=os.pathsep)  # for the preload
+        from multiprocessing import forkserver
+
+        forkserver.ensure_running()
+
+
+@pytest.fixture
+def child(tmp_path, _forkserver):
+    """Start a function of this module in a process of its own."""
+    children = []
+
+    def start(target, *args):
+        children.append(Child(tmp_path / f"stderr{len(children)}", target, *args))
+        return children[-1]
+
+    yield start
+    for started in children:
+        if started.process.is_alive():
+            started.process.kill()
+        started.process.join()
+
+
+def python(*args, status=0, **options):
+    """Run Python in a process of its own and return what it printed."""
+    command = [sys.executable, "-W", "error", *map(str, args)]
+    options = {"cwd": HERE, "capture_output": True, "text": True} | options
+    done = subprocess.run(command, timeout=60, check=False, **options)
+    assert done.stderr == ""
+    assert done.returncode == status
+    return done.stdout
+
+
+###############################################################################
+# Errors and on-disk format
+###############################################################################
+
+
+def cox_errors():
+    found = [CoxError]
+    for error in found:
+        found += error.__subclasses__()
+    return found
+
+
+@pytest.mark.parametrize("error", cox_errors(), ids=lambda error: error.__name__)
+def test_errors_survive_a_process_pool(error):
+    original = error("what happened; where; what to do")
+    copied = pickle.loads(pickle.dumps(original))
+    assert type(copied) is error
+    assert str(copied) == str(original) != ""
+
+
+def test_a_run_shows_exactly_save_store_and_tensorboard(out):
+    with Store(out) as store:
+        [exp_id] = os.listdir(out)
+        uuid.UUID(exp_id)
+        visible = sorted(p.name for p in (out / exp_id).iterdir() if p.name[0] != ".")
+        assert visible == ["save", "store.h5", "tensorboard"]
+        assert exported(out / exp_id) == {}
+        assert (out / exp_id / ".tables").is_dir()
+        store.add_table("a/b", SCHEMA)
+        store.add_table("numbers", {"x": float})
+    files = {p.name for p in (out / exp_id / ".tables").iterdir()}
+    assert files - {"lock"} == {"a%2Fb.rows", "a%2Fb.text", "numbers.rows"}
+
+
+def test_no_absolute_path_is_stored(out, tmp_path):
+    with Store(out, "run") as store:
+        log(store, 2)
+        store.add_table("p", {"x": PICKLE}).append_row({"x": [1]})
+    for path in (p for p in out.rglob("*") if p.is_file()):
+        assert os.fsencode(tmp_path) not in path.read_bytes()
+    moved = shutil.move(out / "run", tmp_path / "else where")
+    assert_logged(Store(tmp_path, moved.name, mode="r")["t"].df, 2)
+    assert CollectionReader(tmp_path).df("p")["x"].tolist() == [[1]]
+
+
+###############################################################################
+# Utilities
+###############################################################################
+
+
+def test_parameters_look_up_without_regard_to_case():
+    parameters = cox.Parameters({"a": 1, "B": 3})
+    assert (parameters.a, parameters.A, parameters.b, parameters.B) == (1, 1, 3, 3)
+    assert parameters.missing is None
+    assert "3" in repr(parameters)
+    assert cox.Parameters({"a": 1, "b": 3}).as_dict() == {"a": 1, "b": 3}
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, lambda p: pickle.loads(pickle.dumps(p))],
+    ids=["copy", "deepcopy", "pickle"],
+)
+def test_parameters_can_be_copied(copied):
+    parameters = cox.Parameters({"lr": 0.1, "layers": [64, 32]})
+    assert copied(parameters).as_dict() == parameters.as_dict()
+    with pytest.raises(AttributeError):
+        _ = parameters.__array__
+
+
+@pytest.mark.parametrize("names", [["lr"], ["lr", "epochs", "new"], ["lr", "epochs"]])
+def test_override_json_fills_in_what_is_none(tmp_path, names):
+    path = tmp_path / "args.json"
+    path.write_text(json.dumps({"lr": 0.5, "epochs": 10}))
+    given = types.SimpleNamespace(**dict.fromkeys(names, 3) | {"lr": None})
+    args = cox.utils.override_json(given, str(path))
+    assert (args.lr, given.lr, args.epochs) == (0.5, None, 3 if len(names) > 1 else 10)
+    if names == ["lr", "epochs"]:
+        assert (
+            cox.utils.override_json(given, str(path), check_consistency=True).lr == 0.5
+        )
+    else:
+        with pytest.raises(ValueError, match=r"epochs|new"):
+            cox.utils.override_json(given, str(path), check_consistency=True)
+
+
+def test_consistent_returns_what_is_not_none():
+    assert cox.utils.consistent(None, 1) == 1
+    assert cox.utils.consistent(1, 1) == 1
+    with pytest.raises(AssertionError, match=r"1.*2"):
+        cox.utils.consistent(1, 2)
+
+
+def test_mkdirp_never_complains(tmp_path):
+    path = tmp_path / "a" / "b"
+    for _ in range(2):
+        cox.utils.mkdirp(str(path))
+        assert path.is_dir()
+    (tmp_path / "file").touch()
+    cox.utils.mkdirp(str(tmp_path / "file" / "below"))
+
+
+def test_has_tensorboard(run, tmp_path):
+    assert cox.utils.has_tensorboard(str(run)) is True
+    assert cox.utils.has_tensorboard(str(tmp_path)) is False
+    assert cox.utils.has_tensorboard(str(tmp_path / "missing")) is False
+
+
+def test_obj_to_string_and_back():
+    value = {"a": [1, 2.5, "é", None], "b": np.arange(3)}
+    text = cox.utils.obj_to_string(value)
+    assert isinstance(text, str)
+    back = cox.utils.string_to_obj(text)
+    assert back["a"] == value["a"]
+    assert back["b"].tolist() == [0, 1, 2]
+
+
+###############################################################################
+# Values and schema
+###############################################################################
+
+
+def numbers(dtype):
+    if dtype().dtype.kind == "f":
+        return st.floats(width=dtype().itemsize * 8).map(dtype)
+    if dtype is np.bool_:
+        return st.booleans().map(dtype)
+    limits = np.iinfo(dtype)
+    edges = st.sampled_from([limits.min, limits.max])
+    return (edges | st.integers(limits.min, limits.max)).map(dtype)
+
+
+NUMPY_TYPES = [np.bool_, np.float16, np.float32, np.float64]
+NUMPY_TYPES += [np.int8, np.int16, np.int32, np.int64]
+NUMPY_TYPES += [np.uint8, np.uint16, np.uint32, np.uint64]
+TEXT = st.sampled_from(TEXTS) | st.text(st.characters())
+OBJECTS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+KINDS = {
+    "int": (int, numbers(np.int64).map(int)),
+    "float": (float, st.floats()),
+    "bool": (bool, st.booleans()),
+    "str": (str, TEXT),
+    "OBJECT": (OBJECT, OBJECTS),
+    "PICKLE": (PICKLE, OBJECTS),
+} | {dtype.__name__: (dtype, numbers(dtype)) for dtype in NUMPY_TYPES}
+
+
+def frames_of(out, schema, rows):
+    """Log rows, then the frames: of the writer, reopened, exported, collected."""
+    exp_id = str(uuid.uuid4())
+    with Store(out, exp_id) as store:
+        table = store.add_table("t", schema)
+        for row in rows:
+            table.append_row(row)
+        live = table.df
+    reader = CollectionReader(out, exp_filter=lambda other: other == exp_id)
+    return {
+        "live": live,
+        "reopened": Store(out, exp_id, mode="r")["t"].df,
+        "exported": exported(out / exp_id)["t"],
+        "collected": reader.df("t", append_exp_id=False, keep_serialized=list(schema)),
+        "decoded": reader.df("t", append_exp_id=False),
+    }
+
+
+def as_column(kind, values):
+    if kind is str or kind in TEXT_KINDS:
+        return list(values)
+    return np.array(values, {int: np.int64, float: np.float64}.get(kind, kind))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data())
+def test_values_come_back(tmp_path, kind, data):
+    column_type, values = KINDS[kind]
+    given_values = data.draw(st.lists(values, max_size=12))
+    frames = frames_of(
+        tmp_path, {"x": column_type}, [{"x": value} for value in given_values]
+    )
+    decoded = frames.pop("decoded")["x"].tolist()
+    if column_type in (OBJECT, PICKLE):
+        assert decoded == given_values
+        stored = frames["live"]["x"].tolist()
+        assert all(isinstance(value, str) for value in stored)
+    else:
+        stored = as_column(column_type, given_values)
+    for way, frame in frames.items():
+        expected = stored
+        if way == "exported" and column_type is np.float16:  # HDF5 has no such type
+            expected = stored.astype(np.float32)
+        assert_frame(frame, {"x": expected})
+
+
+NAMES = ["mx^2", "index", "a/b", "class", "", "é", "x\0y", "\ud800", "row", "check"]
+NAMES += ["values_block_0", "level_0", "c0", ".", "..", "a b", '"', "0", "n" * 300]
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_columns_of_any_name_and_mix_come_back(tmp_path, data):
+    plain = [kind for kind in KINDS if kind not in ("OBJECT", "PICKLE", "float16")]
+    names = data.draw(
+        st.lists(st.sampled_from(NAMES) | TEXT, min_size=1, max_size=6, unique=True)
+    )
+    kinds = {name: KINDS[data.draw(st.sampled_from(plain))] for name in names}
+    rows = data.draw(
+        st.lists(
+            st.fixed_dictionaries({n: v for n, (_, v) in kinds.items()}), max_size=4
+        )
+    )
+    schema = {name: column_type for name, (column_type, _) in kinds.items()}
+    for frame in frames_of(tmp_path, schema, rows).values():
+        assert_frame(
+            frame,
+            {
+                n: as_column(kind, [row[n] for row in rows])
+                for n, kind in schema.items()
+            },
+        )
+
+
+class Scalar0d:
+    """What a tensor of one element looks like to a library that imports no torch."""
+
+    def __init__(self, value):
+        self.value, self.ndim, self.shape = value, 0, ()
+
+    def item(self):
+        return self.value
+
+
+TAKEN = {
+    "whole-float-into-int": (int, 3.0, 3),
+    "whole-float32-into-int": (int, np.float32(3), 3),
+    "uint64-into-int": (int, np.uint64(2**63 - 1), 2**63 - 1),
+    "0d-array-into-int": (int, np.array(3), 3),
+    "0d-tensor-into-int": (int, Scalar0d(3), 3),
+    "int-into-float": (float, 3, 3.0),
+    "float32": (float, np.float32(0.1), float(np.float32(0.1))),
+    "int8-into-float": (float, np.int8(-1), -1.0),
+    "0d-array-into-float": (float, np.array(0.5), 0.5),
+    "0d-tensor-into-float": (float, Scalar0d(0.5), 0.5),
+    "1-into-bool": (bool, 1, True),
+    "0-into-bool": (bool, 0, False),
+    "bool_-into-bool": (bool, np.bool_(True), True),
+    "0d-tensor-into-bool": (bool, Scalar0d(True), True),
+    "int-into-int8": (np.int8, 127, np.int8(127)),
+    "float-into-float32": (np.float32, 0.1, np.float32(0.1)),
+    "int-into-str": (str, 5, "5"),
+    "path-into-str": (str, pathlib.PurePosixPath("a/b"), "a/b"),
+    "str_-into-str": (str, np.str_("x"), "x"),
+}
+
+
+@pytest.mark.parametrize(("kind", "value", "stored"), TAKEN.values(), ids=TAKEN)
+def test_values_are_taken_where_nothing_is_lost(store, kind, value, stored):
+    table = store.add_table("t", {"x": kind})
+    table.append_row({"x": value})
+    table.update_row({"x": value})
+    table.flush_row()
+    assert_frame(table.df, {"x": as_column(kind, [stored, stored])})
+
+
+class Unprintable:
+    def __str__(self):
+        raise ValueError("no text for this")
+
+
+REFUSED = {
+    "fraction-into-int": (int, 1, 3.7),
+    "2**63-into-int": (int, 1, 2**63),
+    "below-int64-into-int": (int, 1, -(2**63) - 1),
+    "uint64-over-int64-into-int": (int, 1, np.uint64(2**63)),
+    "0d-array-over-int64-into-int": (int, 1, np.array(2**63, np.uint64)),
+    "2.0**63-into-int": (int, 1, 2.0**63),
+    "huge-int-into-int": (int, 1, 10**5000),
+    "nan-into-int": (int, 1, float("nan")),
+    "inf-into-int": (int, 1, float("inf")),
+    "text-into-int": (int, 1, "3"),
+    "None-into-int": (int, 1, None),
+    "list-into-int": (int, 1, [1]),
+    "array-into-int": (int, 1, np.array([1, 2])),
+    "complex-into-int": (int, 1, 1 + 0j),
+    "text-into-float": (float, 1.0, "1.0"),
+    "None-into-float": (float, 1.0, None),
+    "complex-into-float": (float, 1.0, 1j),
+    "array-into-float": (float, 1.0, np.zeros(3)),
+    "too-big-int-into-float": (float, 1.0, 10**400),
+    "text-into-bool": (bool, True, "False"),
+    "2-into-bool": (bool, True, 2),
+    "half-into-bool": (bool, True, 0.5),
+    "None-into-bool": (bool, True, None),
+    "128-into-int8": (np.int8, 1, 128),
+    "-1-into-uint8": (np.uint8, 1, -1),
+    "2**64-into-uint64": (np.uint64, 1, 2**64),
+    "fraction-into-uint16": (np.uint16, 1, np.float64(1.5)),
+    "text-into-float32": (np.float32, 1, "1"),
+    "2-into-bool_": (np.bool_, True, 2),
+    "no-text-into-str": (str, "x", Unprintable()),
+    "lock-into-OBJECT": (OBJECT, "x", threading.Lock()),
+    "lock-into-PICKLE": (PICKLE, "x", threading.Lock()),
+}
+
+
+@pytest.mark.parametrize(("kind", "good", "bad"), REFUSED.values(), ids=REFUSED)
+def test_a_refused_value_changes_nothing(store, out, kind, good, bad):
+    table = store.add_table("t", {"a": int, "x": kind, "z": int})
+    table.update_row({"a": 1, "x": good})
+    before = tree(out)
+    for attempt in (table.update_row, table.append_row):
+        with pytest.raises(CoxError, match="'x' of table 't'"):
+            attempt({"z": 9, "x": bad, "a": 9})
+        assert tree(out) == before
+    table.update_row({"z": 2})
+    table.flush_row()
+    assert table.nrows == 1
+    assert table.df[["a", "z"]].values.tolist() == [[1, 2]]
+    assert pd.notna(table.df["x"][0])
+
+
+REFUSED_ROWS = {
+    "unknown-column": (lambda table: table.update_row({"los": 1}), "loss"),
+    "append-unknown": (lambda table: table.append_row({"los": 1}), "loss"),
+    "append-incomplete": (lambda table: table.append_row({"loss": 9}), "acc"),
+    "flush-incomplete": (lambda table: table.flush_row(), "acc"),
+    "column-not-text": (lambda table: table.update_row({3: 1}), "3"),
+}
+
+
+@pytest.mark.parametrize(("call", "match"), REFUSED_ROWS.values(), ids=REFUSED_ROWS)
+def test_a_refused_row_changes_nothing_and_names_the_column(store, out, call, match):
+    table = store.add_table("t", {"loss": float, "acc": float})
+    table.update_row({"loss": 1})
+    before = tree(out)
+    with pytest.raises((ValueError, KeyError), match=match):
+        call(table)
+    assert tree(out) == before
+    table.update_row({"acc": 2})
+    table.flush_row()
+    assert table.df.values.tolist() == [[1, 2]]
+
+
+REFUSED_TABLES = {
+    "complex": ("t", {"x": complex}),
+    "list": ("t", {"x": list}),
+    "object": ("t", {"x": object}),
+    "None": ("t", {"x": None}),
+    "unknown-text": ("t", {"x": "float"}),
+    "datetime64": ("t", {"x": np.datetime64}),
+    "complex128": ("t", {"x": np.complex128}),
+    "value-for-type": ("t", {"x": 3}),
+    "column-not-text": ("t", {3: int}),
+    "no-columns": ("t", {}),
+    "empty-name": ("", {"x": int}),
+    "over-long-name": ("n" * 300, {"x": int}),
+    "over-long-when-encoded": ("é" * 80, {"x": int}),
+    "name-not-text": (3, {"x": int}),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "schema"), REFUSED_TABLES.values(), ids=REFUSED_TABLES
+)
+def test_a_refused_table_leaves_nothing(store, out, name, schema):
+    store.add_table("first", {"x": int})
+    before = tree(out)
+    with pytest.raises((ValueError, TypeError)):
+        store.add_table(name, schema)
+    assert tree(out) == before
+
+
+def test_schema_from_dict_takes_types_from_values(store):
+    example = {"i": 1, "f": 0.5, "b": True, "s": "x", "n": np.float32(1), "o": [1, 2]}
+    schema = {"i": int, "f": float, "b": bool, "s": str, "n": np.float32, "o": OBJECT}
+    assert cox.schema_from_dict(example) == schema
+    assert cox.schema_from_dict(example, PICKLE) == schema | {"o": PICKLE}
+    assert cox.schema_from_dict(example, alternative=PICKLE)["o"] == PICKLE
+    table = store.add_table_like_example("t", example, alternative=PICKLE)
+    assert table.schema == schema | {"o": PICKLE}
+    table.append_row(example)
+    assert table.get_pickle(table.df["o"][0]) == [1, 2]
+
+
+def test_kinds_of_serialization_are_known_by_their_documented_names():
+    for owner in (cox, cox.store, Store):
+        names = owner.OBJECT, owner.PICKLE, owner.PYTORCH_STATE
+        assert names == ("__object__", "__pickle__", "__pytorch_state__")
+
+
+def test_torch_state_and_scalars_come_back(out):
+    torch = pytest.importorskip("torch")
+    state = torch.nn.Linear(2, 3).state_dict()
+    with Store(out, "run") as store:
+        table = store.add_table("t", {"x": float, "state": PYTORCH_STATE})
+        loss = torch.tensor(0.5, requires_grad=True)
+        table.append_row({"x": loss, "state": state})
+        [uid] = table.df["state"]
+        got = table.get_state_dict(uid, map_location="cpu")
+        same = table.get_pytorch_state(uid)
+    [collected] = CollectionReader(out).df("t")["state"]
+    for loaded in (got, same, collected):
+        assert loaded.keys() == state.keys()
+        assert all(torch.equal(loaded[key], state[key]) for key in state)
+
+
+def test_without_torch_the_error_names_the_column_and_both_ways_out(out, monkeypatch):
+    columns = {"state": PYTORCH_STATE}
+    uid = str(uuid.uuid4())
+    run = make_run(out, "run", t=(columns, [(uid,)]))
+    (run / ".table_objects" / uid).write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with Store(out, "new") as store:
+        table = store.add_table("t", {"state": PYTORCH_STATE})
+        with pytest.raises(CoxError, match="torch"):
+            table.append_row({"state": {}})
+        assert table.nrows == 0
+    reader = CollectionReader(out)
+    with pytest.raises(
+        CoxError, match=r"(?s)'state'.*install.*torch|torch.*'state'"
+    ) as e:
+        reader.df("t")
+    assert "keep_serialized" in str(e.value)
+    assert reader.df("t", keep_serialized=["state"])["state"].tolist() == [uid]
+    Store(out, "run").close()  # makes store.h5, which `make_run` did not
+
+
+ESCAPES = ["../evil", "../../out/run/evil", "", ".", "..", "a/b", "{evil}", "evil\0"]
+
+
+@pytest.mark.parametrize("kind", [PICKLE, PYTORCH_STATE])
+@pytest.mark.parametrize("uid", ESCAPES)
+def test_a_uid_that_points_elsewhere_is_refused(out, kind, uid, tmp_path):
+    evil = out / "run" / "evil"
+    uid = uid.format(evil=evil)
+    run = make_run(out, "run", t=({"x": kind}, [(uid,)]))
+    evil.write_bytes(pickle.dumps("escaped"))
+    table = Store(out, "run")["t"]
+    get = table.get_pickle if kind == PICKLE else table.get_state_dict
+    with pytest.raises(CoxError):
+        get(uid)
+    with pytest.raises(CoxError, match="run"):
+        CollectionReader(out).df("t")
+    Store(run.parent, "run").close()
+
+
+###############################################################################
+# Row files
+###############################################################################
+
+
+@given(
+    rows=st.lists(st.tuples(numbers(np.int64), TEXT, st.floats(), TEXT), max_size=10)
+)
+def test_files_made_by_another_program_are_read_and_continued(tmp_path, rows):
+    columns = {"i": "int", "s": "str", "x": "float", "t": "str"}
+    exp_id = str(uuid.uuid4())
+    run = make_run(tmp_path, exp_id, t=(columns, rows))
+    with Store(tmp_path, exp_id) as store:
+        table = store["t"]
+        assert table.nrows == len(rows)
+        table.append_row({"i": 1, "s": "more", "x": 0.5, "t": ""})
+    read = read_rows(run / ".tables" / "t.rows")
+    for i, (name, kind) in enumerate(zip(columns, [int, str, float, str], strict=True)):
+        expected = [row[i] for row in rows] + [(1, "more", 0.5, "")[i]]
+        assert exact(read[name]) == exact(as_column(kind, expected))
+
+
+@pytest.fixture
+def texts_run(out):
+    """A closed run whose `t` has texts of 0 and more bytes, the last one empty."""
+    rows = [(0, "a"), (1, ""), (2, "é\0"), (3, "ccc"), (4, "\0\0"), (5, "end"), (6, "")]
+    with Store(out, "run") as store:
+        table = store.add_table("t", SCHEMA)
+        for i, note in rows:
+            table.append_row({"i": i, "note": note})
+    return out / "run"
+
+
+def _damaged_at_every_byte(run, files, damage):
+    """Cut or zero-fill at each byte; read, append, and read with the oracle's eyes."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    logging.disable()  # it warns of ends that are longer than a record
+    cox.os = types.SimpleNamespace(**vars(os) | {"fsync": lambda fd: None})  # quick
+    whole = {suffix: (run / ".tables" / f"t{suffix}").read_bytes() for suffix in files}
+    rows, text = ((run / ".tables" / f"t{s}").read_bytes() for s in (".rows", ".text"))
+    header = rows.index(b"\n") + 1
+    columns = json.loads(rows[:header])["columns"]
+    size = record_dtype(columns).itemsize
+    full = read_rows(run / ".tables" / "t.rows")
+    ends = [
+        r["start"] + r["c1"]
+        for r in np.frombuffer(rows[header:], record_dtype(columns))
+    ]
+    cuts = [
+        {files[0]: at}
+        for at in range(header if ".rows" in files else 0, len(whole[files[0]]))
+    ]
+    if len(files) == 2:
+        cuts = [
+            {".rows": at, ".text": (at - header) * len(text) // (len(rows) - header)}
+            for at in range(header, len(rows))
+        ]
+    stores = []  # kept: none of them exports
+    for i, cut in enumerate(cuts):
+        copied = shutil.copytree(run, run.parent / f"cut{i}")
+        left = {".rows": rows, ".text": text}
+        for suffix, at in cut.items():
+            left[suffix] = left[suffix][:at]
+            if damage == "zeros":
+                left[suffix] = left[suffix].ljust(len(whole[suffix]), b"\0")
+            (copied / ".tables" / f"t{suffix}").write_bytes(left[suffix])
+        count = 0  # the rows before the first that is not as it was
+        while (
+            count < len(ends)
+            and left[".rows"][: header + (count + 1) * size]
+            == rows[: header + (count + 1) * size]
+            and left[".text"][: ends[count]] == text[: ends[count]]
+        ):
+            count += 1
+        frame = Store(copied.parent, copied.name, mode="r")["t"].df
+        assert_frame(frame, {name: values[:count] for name, values in full.items()})
+        stores.append(Store(copied.parent, copied.name))
+        stores[-1]["t"].append_row({"i": 99, "note": "new"})
+        read = read_rows(copied / ".tables" / "t.rows")
+        assert read["i"].tolist() == [*full["i"][:count], 99], cut
+        assert read["note"] == [*full["note"][:count], "new"], cut
+        shutil.rmtree(copied)
+    assert len(stores) > 5
+    os._exit(0)
+
+
+@pytest.mark.parametrize("damage", ["cut", "zeros"])
+@pytest.mark.parametrize(
+    "files", [[".rows"], [".text"], [".rows", ".text"]], ids=["rows", "text", "both"]
+)
+def test_a_torn_end_at_any_byte_costs_only_its_own_rows(
+    texts_run, child, files, damage
+):
+    child(_damaged_at_every_byte, texts_run, files, damage).end()
+
+
+def damaged(run, change, suffix=".rows"):
+    """Change the bytes of `t` to `change(header, records, size of a record)`."""
+    path = run / ".tables" / f"t{suffix}"
+    data = path.read_bytes()
+    header = data.index(b"\n") + 1 if suffix == ".rows" else 0
+    size = record_dtype(SCHEMA_KINDS).itemsize
+    path.write_bytes(change(data[:header], data[header:], size))
+    return path
+
+
+SCHEMA_KINDS = {"i": "int", "note": "str"}
+
+
+# Header, records and size of a record (for .text: nothing and all of it), changed.
+CORRUPT = {
+    "first-missing": lambda h, r, n: h + r[n:],
+    "missing": lambda h, r, n: h + r[:n] + r[2 * n :],
+    "doubled": lambda h, r, n: h + r[:n] + r,
+    "swapped": lambda h, r, n: h + r[n : 2 * n] + r[:n] + r[2 * n :],
+    "number": lambda h, r, n: h + b"\7" + r[1:],
+    "check": lambda h, r, n: h + r[: n - 1] + b"x" + r[n:],
+    "check-of-the-last": lambda h, r, n: h + r[:-5] + b"xxxxx",
+    "length": lambda h, r, n: h + r[:16] + b"\1" + r[17:],
+    "text-start": lambda h, r, n: h + r[:24] + b"\1" + r[25:],
+    "zeros-within": lambda h, r, n: h + bytes(n) + r[n:],
+    "garbage-at-end": lambda h, r, n: h + r + b"x" * n,
+    "zeros-then-x": lambda h, r, n: h + r + bytes(n) + b"x",
+    "header-cut-in-front": lambda h, r, n: h[5:] + r,
+    "header-cut": lambda h, r, n: h[:-5],
+    "no-newline": lambda h, r, n: h[:-1],
+    "no-header": lambda h, r, n: b"",
+    "header-a-list": lambda h, r, n: b"[1]\n" + r,
+    "no-columns": lambda h, r, n: b'{"cox": 1}\n' + r,
+    "columns-a-list": lambda h, r, n: b'{"cox": 1, "columns": []}\n',
+    "columns-empty": lambda h, r, n: b'{"cox": 1, "columns": {}}\n',
+    "version-a-text": lambda h, r, n: h.replace(b"1,", b'"1",') + r,
+    "kind-a-number": lambda h, r, n: b'{"cox": 1, "columns": {"x": 1}}\n',
+    "kind-an-object": lambda h, r, n: b'{"cox": 1, "columns": {"x": "O"}}\n',
+    "text": lambda h, r, n: b"X" + r[1:],
+}
+
+
+@pytest.mark.parametrize("case", CORRUPT)
+def test_corruption_is_an_error_and_nothing_is_touched(run, damage, case):
+    path = damaged(run, CORRUPT[case], ".text" if case == "text" else ".rows")
+    before = {name: data for name, (_, data) in tree(run).items()}
+    place = re.escape(str(path.with_suffix(".rows")))
+    with pytest.raises(CoxError, match=rf"(?s){place}.*(byte \d|header)"):
+        _ = Store(run.parent, "run", mode="r")["t"].df
+    with pytest.raises(CoxError, match=place):
+        Store(run.parent, "run")["t"].append_row({"i": 3, "note": "row 3"})
+    after = {name: data for name, (_, data) in tree(run).items()}
+    del before[run / ".tables" / "lock"], after[run / ".tables" / "lock"]
+    assert after == before
+
+
+def test_a_table_without_its_text_is_corruption(run, damage):
+    (run / ".tables" / "t.text").unlink()
+    with pytest.raises(CoxError, match=r"t\.text"):
+        _ = Store(run.parent, "run", mode="r")["t"].df
+
+
+def test_a_newer_format_says_what_to_upgrade(run, damage):
+    damaged(run, lambda header, rows, size: header.replace(b": 1,", b": 2,") + rows)
+    with pytest.raises(CoxError, match=r"(?i)upgrade|newer"):
+        _ = Store(run.parent, "run", mode="r")["t"].df
+
+
+@pytest.mark.parametrize("torn_file", ["rows", "text"])
+def test_a_longer_torn_end_is_told_of_and_kept_aside(run, torn_file):
+    directory = run / ".tables"
+    if torn_file == "rows":
+        lost = bytes(3 * record_dtype(SCHEMA_KINDS).itemsize)
+        with (directory / "t.rows").open("ab") as file:
+            file.write(lost)
+    else:
+        lost = (directory / "t.rows").read_bytes()[
+            -2 * record_dtype(SCHEMA_KINDS).itemsize :
+        ]
+        (directory / "t.text").write_bytes(b"row 0r")
+    names = set(os.listdir(directory))
+    rows = 3 if torn_file == "rows" else 1
+    with warns(r"t\.rows"):
+        assert_logged(Store(run.parent, "run", mode="r")["t"].df, rows)
+    with warns(r"t\.rows"), Store(run.parent, "run") as store:
+        log(store, 1)
+    kept = set(os.listdir(directory)) - names
+    assert lost in [(directory / name).read_bytes() for name in kept]
+    if torn_file == "text":
+        assert b"r" in [(directory / name).read_bytes() for name in kept]
+    assert_logged(Store(run.parent, "run", mode="r")["t"].df, rows + 1)
+
+
+def test_a_reader_never_mixes_two_generations_of_a_table(run, monkeypatch):
+    began = []
+
+    def start_afresh(path, *args, **kwargs):
+        """Open; but then, for the first file of the table, the run starts afresh."""
+        opened = open(path, *args, **kwargs)  # noqa: SIM115 - the reader closes it
+        if str(path).endswith(("t.rows", "t.text")) and not began:
+            began.append(path)
+            with Store(run.parent, "run", mode="w") as store:
+                for i in range(5):
+                    table = store.add_table("t", SCHEMA)
+                    table.append_row({"i": i, "note": f"other {i}"})
+        return opened
+
+    monkeypatch.setattr(cox, "open", start_afresh, raising=False)
+    notes = Store(run.parent, "run", mode="r")["t"].df["note"].tolist()
+    assert began
+    assert notes in ([f"row {i}" for i in range(3)], [f"other {i}" for i in range(5)])
+
+
+def test_a_text_of_10_mb_among_a_thousand_rows(out):
+    big = "".join(random.Random(0).choices("abcdé\0", k=10_000_000))
+    notes = [big if i == 500 else f"row {i}" for i in range(1000)]
+    frames = frames_of(out, {"note": str}, [{"note": note} for note in notes])
+    for way, frame in frames.items():
+        assert frame["note"].tolist() == notes, way
+
+
+def test_a_thousand_columns(out):
+    schema = {f"column {i}": int if i % 2 else float for i in range(1000)}
+    rows = [dict.fromkeys(schema, j) for j in range(3)]
+    for way, frame in frames_of(out, schema, rows).items():
+        assert list(frame.columns) == list(schema), way
+        assert (frame.to_numpy() == [[j] * 1000 for j in range(3)]).all(), way
+
+
+@pytest.mark.parametrize("when", ["before", "after", "half"])
+@pytest.mark.parametrize("suffix", [".text", ".rows"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError], ids=["ctrl-c", "eio"])
+def test_an_interrupted_row_is_there_once_or_not_at_all(
+    store, out, around, when, suffix, error
+):
+    log(store, 2)
+    path = out / "run" / ".tables" / f"t{suffix}"
+    hit = []
+
+    def interrupt(call, name, *args):
+        if name != "write" or hit or not is_open_at(args[0], path):
+            return call(*args)
+        hit.append(True)
+        if when != "before":
+            call(args[0], args[1] if when == "after" else args[1][: len(args[1]) // 2])
+        raise error(errno.EIO, "interrupted")
+
+    around(interrupt)
+    with pytest.raises(error):
+        store["t"].append_row({"i": 2, "note": "row 2"})
+    assert hit
+    assert_logged(store["t"].df, store["t"].nrows)
+    assert store["t"].nrows in (2, 3)
+    log(store, 2)
+    assert_logged(store["t"].df, store["t"].nrows)
+    assert store["t"].nrows in (4, 5)
+
+
+@pytest.mark.parametrize("suffix", [".text", ".rows"])
+def test_a_short_write_is_repaired(store, out, around, suffix):
+    log(store, 2)
+    path = out / "run" / ".tables" / f"t{suffix}"
+    hit = []
+
+    def cut_short(call, name, *args):
+        if name != "write" or hit or not is_open_at(args[0], path):
+            return call(*args)
+        hit.append(True)
+        return call(args[0], args[1][: len(args[1]) // 2])
+
+    around(cut_short)
+    expected = 3
+    try:
+        store["t"].append_row({"i": 2, "note": "row 2"})
+    except OSError:
+        expected = 2
+    assert hit
+    assert_logged(read_frame(out / "run" / ".tables" / "t.rows"), expected)
+    log(store, 2)
+    assert_logged(store["t"].df, expected + 2)
+
+
+def read_frame(path):
+    return pd.DataFrame(read_rows(path))
+
+
+def test_a_signal_handler_that_logs_within_a_row_gets_an_error(store, around):
+    log(store, 1)
+    errors = []
+
+    def handler(*_):
+        for attempt in (store["t"].append_row, store["t"].update_row):
+            try:
+                attempt({"i": 99, "note": "mixed in"})
+            except CoxError as error:
+                errors.append(str(error))
+
+    def interrupt(call, name, *args):
+        if name == "write" and not errors:
+            signal.raise_signal(signal.SIGUSR1)
+        return call(*args)
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        around(interrupt)
+        log(store, 2)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert errors
+    assert_logged(store["t"].df, 3)
+
+
+def test_threads_wait_for_each_other(store):
+    table = store.add_table("t", {"thread": int, "i": int, "note": str})
+
+    def work(thread):
+        for i in range(100):
+            table.append_row({"thread": thread, "i": i, "note": f"{thread} {i}" * i})
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    frame = table.df
+    for thread, rows in frame.groupby("thread"):
+        assert rows["i"].tolist() == list(range(100))
+        assert rows["note"].tolist() == [f"{thread} {i}" * i for i in range(100)]
+
+
+###############################################################################
+# HDF5
+###############################################################################
+
+
+def test_store_h5_is_small_and_carries_the_schema(run):
+    assert (run / "store.h5").stat().st_size < 20_000
+    assert_logged(pd.read_hdf(run / "store.h5", "t"), 3)
+    with tables.open_file(run / "store.h5") as h5:
+        data = h5.root.t._v_attrs.COX_DATA
+    assert data == {"schema": SCHEMA, "name": "t"}
+
+
+def test_an_empty_table_is_exported_with_its_columns(out):
+    schema = {"i": int, "x": float, "note": str, "ok": bool}
+    with Store(out, "run") as store:
+        store.add_table("t", schema)
+        assert store["t"].nrows == 0
+        assert store["t"].df.empty
+    frame = exported(out / "run")["t"]
+    assert list(frame.columns) == list(schema)
+    assert len(frame) == 0
+    assert frame.dtypes.iloc[:2].tolist() == [np.int64, np.float64]
+
+
+def test_only_checkpoint_and_close_touch_store_h5(store, out):
+    for count in (2, 4):
+        before = (out / "run" / "store.h5").stat()
+        log(store, 2)
+        assert (out / "run" / "store.h5").stat() == before
+        store.checkpoint()
+        assert_logged(exported(out / "run")["t"], count)
+
+
+def test_checkpoint_syncs_before_it_replaces(store, out, around):
+    # What this is for shows only when a machine dies, so the calls are watched.
+    log(store, 1)
+    names = [".tables/t.text", ".tables/t.rows", ".tables/store.h5.new", ".tables", "."]
+    steps = []
+
+    def watch(call, name, *args):
+        if name == "fsync":
+            paths = [n for n in names if is_open_at(args[0], out / "run" / n)]
+            steps.extend(paths)
+        elif name == "replace":
+            steps.append(name)
+        return call(*args)
+
+    around(watch)
+    store.checkpoint()
+    replaced = steps.index("replace")
+    assert {*names[:3]} <= {*steps[:replaced]}
+    assert steps[-1] == "."
+
+
+def test_users_frames_in_store_h5_are_kept(run):
+    mine = pd.DataFrame({"mine": [1.0, 2.0]})
+    with pd.HDFStore(run / "store.h5", mode="a") as h5:
+        h5.put("my/frame", mine, track_times=False)
+        h5.put("flat", mine, format="table", track_times=False)
+    with Store(run.parent, "run") as store:
+        log(store, 1)
+    frames = exported(run)
+    assert frames["my/frame"].equals(mine)
+    assert frames["flat"].equals(mine)
+    assert_logged(frames["t"], 4)
+
+
+NOT_OURS = {
+    "junk": lambda path: path.write_bytes(b"x" * 5000),
+    "cut-in-the-middle": lambda path: os.truncate(path, 3000),
+    "rows-added": lambda path: pd.read_hdf(path, "t").to_hdf(
+        path, key="t", format="table", append=True
+    ),
+}
+
+
+@pytest.mark.parametrize("change", NOT_OURS.values(), ids=NOT_OURS)
+def test_a_store_h5_that_is_not_ours_any_more_is_kept_aside(run, change):
+    change(run / "store.h5")
+    theirs = (run / "store.h5").read_bytes()
+    names = set(os.listdir(run))
+    with warns("store.h5"), Store(run.parent, "run") as store:
+        log(store, 1)
+    [kept] = set(os.listdir(run)) - names
+    assert (run / kept).read_bytes() == theirs
+    assert_logged(exported(run)["t"], 4)
+
+
+def test_readers_do_not_open_store_h5_and_a_missing_one_is_made_again(run):
+    (run / "store.h5").write_bytes(b"junk")
+    assert_logged(Store(run.parent, "run", mode="r")["t"].df, 3)
+    assert_logged(CollectionReader(run.parent).df("t"), 3)
+    (run / "store.h5").unlink()
+    with Store(run.parent, "run") as store:
+        log(store, 1)
+    assert_logged(exported(run)["t"], 4)
+
+
+@pytest.mark.parametrize(
+    "name", ["table", "meta", "_i_x", ".", "..", "x/", "a//b", "\0", "a\0", "\ud800"]
+)
+def test_a_table_that_pandas_cannot_hold_is_left_out_of_store_h5(out, name):
+    store = Store(out, "run")
+    log(store, 1)
+    store.add_table(name, {"x": float}).append_row({"x": 1})
+    with warns(re.escape(repr(name))):
+        store.close()
+    assert set(exported(out / "run")) == {"t"}
+    assert Store(out, "run", mode="r")[name].df["x"].tolist() == [1]
+
+
+@pytest.mark.parametrize("name", ["a/b", "é", "x y", "class", "mx^2", "%41", "lock"])
+def test_tables_of_any_name_come_back(out, name):
+    with Store(out, "run") as store:
+        store.add_table(name, {"x": float}).append_row({"x": 1})
+    assert exported(out / "run")[name]["x"].tolist() == [1]
+    assert Store(out, "run", mode="r")[name].df["x"].tolist() == [1]
+    assert CollectionReader(out).df(name)["x"].tolist() == [1]
+
+
+# Runs of the original cox
+
+
+@pytest.mark.parametrize("with_dill", [False, True], ids=["plain", "dill"])
+def test_a_run_of_the_original_is_read_and_continued(out, with_dill):
+    schema = {"lr": float, "arch": str, "seed": int, "pre": bool, "layers": OBJECT}
+    row = {"lr": 0.1, "arch": "resnet", "seed": 3, "pre": True, "layers": [64, 32]}
+    stored = row | {"layers": cox.obj_to_string(row["layers"])}
+    run = make_original_store(
+        out / "run",
+        with_dill,
+        metadata=(schema, pd.DataFrame([stored])),
+        t=original_t(3),
+        ckpt=({"o": PICKLE}, pd.DataFrame({"o": ["some-uid"]})),
+    )
+    (run / ".table_objects" / "some-uid").write_bytes(pickle.dumps({"a": 1}))
+    before = tree(run)
+    for mode in ("r", "a"):
+        store = Store(out, "run", mode=mode)
+        assert store["metadata"].schema == schema
+        columns = {n: as_column(kind, [stored[n]]) for n, kind in schema.items()}
+        assert_frame(store["metadata"].df, columns)
+        assert_logged(store["t"].df, 3)
+        assert store["ckpt"].get_pickle(store["ckpt"].df["o"][0]) == {"a": 1}
+        store.close()
+    assert CollectionReader(out).df("metadata")["layers"].tolist() == [[64, 32]]
+    assert CollectionReader(out).df("ckpt")["o"].tolist() == [{"a": 1}]
+    assert tree(run) == before
+    with Store(out, "run") as store:
+        store["t"].append_row({"i": 3, "note": "much longer than the first row"})
+        assert store["t"].df["note"][3] == "much longer than the first row"
+        assert store["metadata"].df["seed"].tolist() == [3]
+    assert {p.name for p in (run / ".tables").glob("*.rows")} == {
+        "metadata.rows",
+        "t.rows",
+        "ckpt.rows",
+    }
+    assert len(exported(run)["t"]) == 4
+
+
+def test_a_torn_image_of_a_live_original_is_read_again(original, monkeypatch):
+    torn = []
+
+    def half(path, *args, **kwargs):
+        if str(path).endswith("store.h5") and not torn:
+            torn.append(path)
+            return io.BytesIO(pathlib.Path(path).read_bytes()[:3000])
+        return open(path, *args, **kwargs)
+
+    monkeypatch.setattr(cox, "open", half, raising=False)
+    assert_logged(Store(original.parent, "run", mode="r")["t"].df, 3)
+    assert torn
+
+
+def test_a_live_run_of_the_original_is_read_but_not_written(original):
+    with tables.open_file(original / "store.h5", mode="a"):
+        assert_logged(Store(original.parent, "run", mode="r")["t"].df, 3)
+        assert_logged(CollectionReader(original.parent).df("t"), 3)
+        store = Store(original.parent, "run")
+        with pytest.raises(CoxError, match=r"store\.h5"):
+            log(store, 1)
+        assert not (original / ".tables").exists()
+    log(store, 1)
+    store.close()
+
+
+class Bomb:
+    """Its pickle makes a directory when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("layout", ["run", "original"])
+@pytest.mark.parametrize(
+    ("node", "attribute"),
+    [
+        ("/", "anything"),
+        ("/", "TITLE"),
+        ("/t", "COX_DATA"),
+        ("/t", "info"),
+        ("/t", "non_index_axes"),
+        ("/t", "pandas_type"),
+        ("/t/table", "values_block_0_kind"),
+        ("/t/table", "anything"),
+        ("/other", "cox"),
+    ],
+    ids=lambda value: value,
+)
+def test_planted_pickles_do_not_run(request, tmp_path, quiet, layout, node, attribute):
+    run, bomb = request.getfixturevalue(layout), tmp_path / "bomb"
+    with tables.open_file(run / "store.h5", mode="a") as h5:
+        planted = np.bytes_(pickle.dumps(Bomb(bomb), 0))
+        h5.get_node(node)._v_attrs[attribute] = planted
+    for use in (
+        lambda: repr(Store(run.parent, "run", mode="r")),
+        lambda: Store(run.parent, "run")["other"].df,
+        lambda: CollectionReader(run.parent, skip_errs=True).df("other"),
+        lambda: Store(run.parent, "run").add_table("new", {"x": float}),
+    ):
+        with contextlib.suppress(CoxError):
+            use()
+        assert not bomb.exists()
+    pickle.loads(bytes(planted))
+    assert bomb.exists()  # it was live
+
+
+def test_pickled_columns_run_only_when_decoded(out, tmp_path):
+    bomb = tmp_path / "bomb"
+    with Store(out, "run") as store:
+        table = store.add_table("t", {"o": OBJECT, "p": PICKLE})
+        table.append_row({"o": Bomb(bomb), "p": Bomb(bomb)})
+        repr(table), table.df
+    _ = Store(out, "run", mode="r")["t"].df
+    reader = CollectionReader(out)
+    repr(reader)
+    assert reader.df("t", keep_serialized=["o", "p"]).shape == (1, 3)
+    assert not bomb.exists()
+    for kept in ("o", "p"):
+        reader.df("t", keep_serialized=[kept])
+        bomb.rmdir()  # it went off
+
+
+###############################################################################
+# Table
+###############################################################################
+
+
+def test_a_row_is_built_up_and_flushed(store):
+    table = store.add_table("t", {"a": int, "b": float})
+    table.update_row({"a": 1})
+    table.update_row({"b": 0.5})
+    table.update_row({"a": 2})
+    assert table.nrows == 0
+    table.flush_row()
+    assert table.nrows == len(table.df) == 1
+    assert table.df.iloc[0].tolist() == [2, 0.5]
+    with pytest.raises((ValueError, KeyError)):
+        table.flush_row()  # the new row is empty
+    assert store["t"].schema == store.get_table("t").schema == {"a": int, "b": float}
+
+
+def test_serialized_columns_hold_what_the_getters_take(out):
+    value = {"layers": [64, 32]}
+    with Store(out, "run") as store:
+        table = store.add_table("t", {"o": OBJECT, "p": PICKLE})
+        table.append_row({"o": value, "p": value})
+    table = Store(out, "run", mode="r")["t"]
+    [(stored, uid)] = table.df.values.tolist()
+    assert table.get_object(stored) == cox.utils.string_to_obj(stored) == value
+    assert table.get_pickle(uid) == value
+    assert (out / "run" / ".table_objects" / uid).is_file()
+
+
+def test_a_table_keeps_working_without_a_name_for_its_store(out):
+    table = Store(out, "run").add_table("t", SCHEMA)
+    gc.collect()
+    table.append_row({"i": 0, "note": "row 0"})
+    table.append_row({"i": 1, "note": "row 1"})
+    assert_logged(table.df, 2)
+
+
+def test_reprs_say_what_and_where(run):
+    store = Store(run.parent, "run", mode="r")
+    assert re.search(r"'t'.*out/run.*i: int, note: str", repr(store["t"]))
+    assert re.search(r"out/run.*'r'.*other, t", repr(store))
+    assert re.search(r"out.*1 run.*other, t", repr(CollectionReader(run.parent)))
+
+
+###############################################################################
+# TensorBoard events
+###############################################################################
+
+###############################################################################
+# Event writer
+###############################################################################
+
+###############################################################################
+# Store
+###############################################################################
+
+
+def test_the_documented_walkthrough(out):
+    store = Store(str(out))
+    store.add_table("metadata", {"step_size": float, "out_dir": str})
+    store.add_table("result", {"final_x": float, "final_opt": float})
+    store["result"].update_row({"final_x": 3.0})
+    store["result"].update_row({"final_opt": 3.9409})
+    store["result"].flush_row()
+    store["metadata"].append_row({"step_size": 0.01, "out_dir": "/tmp/"})
+    [exp_id] = os.listdir(out)
+    again = Store(str(out), exp_id)
+    frame = again["result"].df
+    assert_frame(frame, {"final_x": np.array([3.0]), "final_opt": np.array([3.9409])})
+    collected = CollectionReader(str(out)).df("metadata")
+    assert collected.values.tolist() == [[0.01, "/tmp/", exp_id]]
+    store.close()
+
+
+def test_add_table_again_returns_it_or_refuses(run):
+    with Store(run.parent, "run") as store:
+        assert store.add_table("t", SCHEMA).nrows == 3
+        for other in ({"i": int}, SCHEMA | {"x": int}, {"i": float, "note": str}):
+            with pytest.raises(ValueError, match="'t'"):
+                store.add_table("t", other)
+        assert_logged(store["t"].df, 3)
+
+
+def test_a_missing_table_is_a_key_error_that_lists_the_others(run):
+    store = Store(run.parent, "run", mode="r")
+    for look_up in (store.get_table, store.__getitem__):
+        with pytest.raises(KeyError, match="other"):
+            look_up("missing")
+
+
+def test_mode_r_creates_nothing_and_refuses_to_write(run, around):
+    before = tree(run)
+
+    def read_only_disk(call, name, *args):
+        raise OSError(errno.EROFS, f"read-only: {name}")
+
+    around(read_only_disk)
+    with Store(run.parent, "run", mode="r") as store:
+        assert_logged(store["t"].df, 3)
+        for write in (
+            lambda: store["t"].append_row({"i": 3, "note": ""}),
+            lambda: store["t"].update_row({"i": 3}),
+            lambda: store.add_table("new", SCHEMA),
+            store.checkpoint,
+        ):
+            with pytest.raises(CoxError, match=r"mode|read"):
+                write()
+    assert_logged(CollectionReader(run.parent).df("t"), 3)
+    assert tree(run) == before
+
+
+@pytest.mark.parametrize("layout", ["run", "original"])
+def test_opening_to_read_touches_no_file(request, layout):
+    run = request.getfixturevalue(layout)
+    before = tree(run)
+    with Store(run.parent, "run") as store:
+        assert_logged(store["t"].df, 3)
+        assert store["t"].nrows == 3
+    assert tree(run) == before
+
+
+@pytest.mark.parametrize("layout", ["run", "original"])
+def test_mode_w_starts_the_tables_afresh(request, layout):
+    run = request.getfixturevalue(layout)
+    (run / "save" / "mine").touch()
+    with Store(run.parent, "run", mode="w") as store:
+        with pytest.raises(KeyError):
+            store.get_table("other")
+        store.add_table("t", {"x": float}).append_row({"x": 1})
+    assert Store(run.parent, "run", mode="r")["t"].df["x"].tolist() == [1]
+    assert set(exported(run)) == {"t"}
+    assert (run / "save" / "mine").exists()
+
+
+REFUSED_OPENINGS = {
+    "new-of-a-run-that-exists": {"exp_id": "run", "new": True},
+    "read-of-a-missing-run": {"exp_id": "missing", "mode": "r"},
+    "unknown-mode": {"exp_id": "run", "mode": "x"},
+} | {
+    repr(exp_id)[:9]: {"exp_id": exp_id}
+    for exp_id in ("", ".", "..", "a/b", "/abs", "a\0b", "x" * 256, 3)
+}
+
+
+@pytest.mark.parametrize("arguments", REFUSED_OPENINGS.values(), ids=REFUSED_OPENINGS)
+def test_a_refused_opening_makes_and_changes_nothing(run, arguments):
+    before = tree(run.parent)
+    named = re.escape(repr(arguments["exp_id"]).strip("'"))
+    with pytest.raises((ValueError, TypeError, OSError), match=rf"mode|{named}"):
+        Store(run.parent, **arguments)
+    assert tree(run.parent) == before
+
+
+def test_new_makes_a_run_that_does_not_exist(run):
+    Store(run.parent, "other", new=True).close()
+    assert sorted(os.listdir(run.parent)) == ["other", "run"]
+
+
+def test_a_closed_store_refuses_rows_and_closes_twice(out):
+    store = Store(out, "run")
+    log(store, 2)
+    table = store["t"]
+    store.close()
+    store.close()
+    with pytest.raises(CoxError, match="closed"):
+        table.append_row({"i": 2, "note": ""})
+
+
+def holder():
+    return rf"(?s){re.escape(socket.gethostname())}.*{os.getpid()}"
+
+
+def _refused_writer(out, holder):
+    store = Store(out, "run")
+    assert_logged(store["t"].df, 2)
+    with pytest.raises(CoxError, match=holder):
+        log(store, 1)
+
+
+def test_a_second_writer_is_told_who_the_first_is(store, out, child):
+    log(store, 2)
+    child(_refused_writer, out, holder()).end()
+    second = Store(out, "run")
+    second["t"].update_row({"i": 2, "note": "row 2"})
+    with pytest.raises(CoxError, match=holder()):
+        second["t"].flush_row()
+    with pytest.raises(CoxError, match=holder()):
+        Store(out, "run", mode="w")
+    store.close()
+    second["t"].flush_row()
+    assert_logged(second["t"].df, 3)
+    second.close()
+
+
+def test_a_lock_file_that_takes_no_text_is_no_matter(out, around):
+    lock = out / "run" / ".tables" / "lock"
+
+    def full(call, name, *args):
+        if name == "write" and is_open_at(args[0], lock):
+            raise OSError(errno.ENOSPC, "full")
+        return call(*args)
+
+    around(full)
+    with Store(out, "run") as store:
+        log(store, 2)
+        with pytest.raises(CoxError):
+            log(Store(out, "run"), 1)
+
+
+@pytest.mark.parametrize(
+    "number", [errno.ENOLCK, errno.ENOTSUP], ids=["nolck", "notsup"]
+)
+@pytest.mark.parametrize("layout", [None, "run", "original"])
+def test_a_filesystem_without_locks_is_logged_to(request, out, around, number, layout):
+    if layout:
+        request.getfixturevalue(layout)
+
+    def no_locks(call, name, *args):
+        if name in ("flock", "lockf"):
+            raise OSError(number, os.strerror(number))
+        return call(*args)
+
+    around(no_locks)
+    with Store(out, "run") as store:
+        log(store, 2)
+        assert_logged(store["t"].df, 5 if layout else 2)
+
+
+def test_a_store_no_longer_reachable_exports_and_lets_go(out):
+    gc.disable()
+    try:
+        for count in (1, 2, 3):  # a notebook cell that is run again
+            store = Store(out, "run")
+            log(store, 1)
+            del store
+            assert_logged(exported(out / "run")["t"], count)
+    finally:
+        gc.enable()
+
+
+def _continue(store, count):
+    log(store, count)
+    store.close()
+
+
+def test_a_store_reopens_in_another_process(out, child):
+    with Store(out, "run", mode="w") as store:
+        log(store, 2)
+    child(_continue, store, 1).end()
+    copied = pickle.loads(pickle.dumps(store))
+    assert_logged(copied["t"].df, 3)
+    table = pickle.loads(pickle.dumps(Store(out, "run", mode="r")))["t"]
+    with pytest.raises(CoxError):
+        table.append_row({"i": 3, "note": "row 3"})
+
+
+def test_exit_exports_what_a_store_wrote(tmp_path):
+    code = """if True:
+        import sys, cox
+        store = cox.Store(sys.argv[1], "run")
+        table = store.add_table("t", {"i": int, "note": str})
+        table.append_row({"i": 0, "note": "row 0"})
+        cox.keep = store, table  # something still refers to it at the end
+        sys.exit(3)
+    """
+    python("-c", code, tmp_path, status=3)
+    assert_logged(exported(tmp_path / "run")["t"], 1)
+
+
+def test_a_forked_child_neither_writes_nor_exports(tmp_path):
+    code = """if True:
+        import os, sys, cox
+        store = cox.Store(sys.argv[1], "run")
+        table = store.add_table("t", {"i": int, "note": str})
+        table.append_row({"i": 0, "note": "row 0"})
+        before = os.stat(sys.argv[1] + "/run/store.h5")
+        child = os.fork()
+        if child == 0:
+            print(len(table.df), flush=True)
+            for attempt in (table.append_row, table.update_row):
+                try:
+                    attempt({"i": 9, "note": "from the child"})
+                    table.flush_row()
+                except cox.CoxError as error:
+                    print("fork" in str(error), flush=True)
+            sys.exit(5)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
+        assert os.stat(sys.argv[1] + "/run/store.h5") == before
+        try:
+            cox.Store(sys.argv[1], "run").add_table("u", {"x": float})
+        except cox.CoxError:
+            print("still locked", flush=True)
+        table.append_row({"i": 1, "note": "row 1"})
+    """
+    assert python("-c", code, tmp_path).split("\n")[:4] == [
+        "1",
+        "True",
+        "True",
+        "still locked",
+    ]
+    assert_logged(exported(tmp_path / "run")["t"], 2)
+
+
+def test_the_lock_goes_with_the_parent_though_a_child_lives_on(tmp_path):
+    code = """if True:
+        import os, sys, time, cox
+        store = cox.Store(sys.argv[1], "run")
+        store.add_table("t", {"i": int, "note": str})
+        if os.fork() == 0:
+            os.close(1), os.close(2)
+            os.read(0, 1)  # until the test closes its end
+            os._exit(0)
+        os._exit(0)
+    """
+    reading, writing = os.pipe()
+    python("-c", code, tmp_path, stdin=reading)
+    with Store(tmp_path, "run") as store:
+        log(store, 1)
+    os.close(writing)
+    os.close(reading)
+
+
+def test_children_of_an_exporting_process_do_not_hang(tmp_path):
+    code = """if True:
+        import os, signal, sys, threading, warnings, cox
+        warnings.filterwarnings("ignore", ".*multi-threaded.*", DeprecationWarning)
+        store = cox.Store(sys.argv[1], "run")
+        store.add_table("t", {"i": int, "note": str})
+        stop = threading.Event()
+        def export():
+            i = 0
+            while not stop.is_set():
+                store["t"].append_row({"i": i, "note": f"row {i}"})
+                store.checkpoint()
+                i += 1
+        thread = threading.Thread(target=export)
+        thread.start()
+        for n in range(40):
+            child = os.fork()
+            if child == 0:
+                signal.alarm(20)
+                with cox.Store(sys.argv[1], f"child{n}") as mine:
+                    mine.add_table("t", {"i": int, "note": str})
+                    mine["t"].append_row({"i": 0, "note": "row 0"})
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+        stop.set()
+        thread.join()
+    """
+    python("-c", code, tmp_path)
+    assert (
+        len(CollectionReader(tmp_path, exp_filter=lambda e: e != "run").df("t")) == 40
+    )
+
+
+###############################################################################
+# CollectionReader
+###############################################################################
+
+
+@pytest.fixture
+def runs(out):
+    """Three runs, a, b and c: 1, 2 and 3 rows of `t`; one of `metadata`."""
+    for count, exp_id in enumerate("abc", 1):
+        with Store(out, exp_id) as store:
+            store.add_table("metadata", {"lr": float}).append_row({"lr": count / 10})
+            log(store, count)
+    return out
+
+
+def test_a_collection_joins_the_runs(runs):
+    with CollectionReader(runs) as reader:
+        frame = reader.df("t")
+        assert list(frame.columns) == ["i", "note", "exp_id"]
+        assert frame.index.tolist() == [0, 0, 1, 0, 1, 2]  # within their runs
+        assert frame["exp_id"].tolist() == list("abbccc")
+        assert frame["note"].tolist() == [f"row {i}" for i in frame.index]
+        assert frame["i"].dtype == np.int64
+        bare = reader.df("t", append_exp_id=False)
+        assert bare.equals(frame.drop(columns="exp_id"))
+    reader.close()
+
+
+def test_runs_are_chosen_by_exp_filter(runs):
+    reader = CollectionReader(runs, exp_filter=lambda exp_id: exp_id != "a")
+    assert set(reader.df("t")["exp_id"]) == {"b", "c"}
+    chosen = reader.df("t", exp_filter=lambda exp_id: exp_id < "c")
+    assert set(chosen["exp_id"]) == {"b"}
+    with pytest.raises(KeyError, match="no run"):
+        reader.df("t", exp_filter=lambda exp_id: False)
+
+
+def test_a_collection_sees_rows_added_since_it_was_made(runs):
+    reader = CollectionReader(runs)
+    with Store(runs, "a") as store:
+        log(store, 2)
+        assert len(reader.df("t", exp_filter=lambda exp_id: exp_id == "a")) == 3
+
+
+def test_an_empty_or_missing_directory(tmp_path):
+    with pytest.raises(KeyError, match=re.escape(str(tmp_path))):
+        CollectionReader(tmp_path).df("t")
+    with pytest.raises(FileNotFoundError, match="missing"):
+        CollectionReader(tmp_path / "missing")
+
+
+def test_what_is_not_a_run_is_passed_over(runs):
+    (runs / "notes").mkdir()
+    (runs / "notes" / "x.txt").touch()
+    (runs / "file").touch()
+    (runs / "dangling").symlink_to(runs / "nowhere")
+    os.mkfifo(runs / "fifo")
+    reader = CollectionReader(runs)
+    assert set(reader.df("t")["exp_id"]) == set("abc")
+
+
+def test_a_missing_table_is_told_of(runs):
+    with Store(runs, "b") as store:
+        store.add_table("u", {"x": float}).append_row({"x": 1})
+    reader = CollectionReader(runs)
+    with warns(r"(?s)a.*c") as messages:
+        assert reader.df("u")["exp_id"].tolist() == ["b"]
+    assert "'u'" in str(messages)
+    with pytest.raises(KeyError, match=r"(?s)'v'.*metadata"):
+        reader.df("v")
+
+
+@pytest.fixture
+def differing(out):
+    for exp_id, schema, row in (
+        ("a", {"x": int, "y": float}, {"x": 2**53 - 1, "y": 0.5}),
+        ("b", {"x": float, "s": str, "b": bool}, {"x": 1.5, "s": "text", "b": True}),
+    ):
+        with Store(out, exp_id) as store:
+            store.add_table("t", schema).append_row(row)
+    return out
+
+
+def test_differing_columns_are_refused_unless_the_union_is_asked_for(differing):
+    with warns("'t'"):
+        CollectionReader(differing)
+    reader = CollectionReader(differing, log_warnings=False)
+    with pytest.raises(ValueError, match="union_schemas"):
+        reader.df("t")
+    frame = reader.df("t", union_schemas=True)
+    assert set(frame.columns) == {"x", "y", "s", "b", "exp_id"}
+    a, b = (frame[frame["exp_id"] == exp_id].iloc[0] for exp_id in "ab")
+    assert frame["x"].tolist() == [2**53 - 1, 1.5]
+    assert frame["x"].dtype == np.float64
+    assert (a["y"], b["s"], b["b"]) == (0.5, "text", True)
+    assert pd.isna([b["y"], a["s"], a["b"]]).all()
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "stored"),
+    [
+        pytest.param(
+            {"x": int}, {"x": float}, np.array([3.0, 3.0]), id="int-and-float"
+        ),
+        pytest.param({"x": np.int8}, {"x": int}, np.array([3, 3]), id="int8-and-int"),
+        pytest.param(
+            {"x": int, "y": int}, {"y": int, "x": int}, np.array([3, 3]), id="order"
+        ),
+    ],
+)
+def test_columns_of_one_name_become_one(out, a, b, stored):
+    for exp_id, schema in (("a", a), ("b", b)):
+        with Store(out, exp_id) as store:
+            store.add_table("t", schema).append_row(dict.fromkeys(schema, 3))
+    frame = CollectionReader(out, log_warnings=False).df("t", append_exp_id=False)
+    assert list(frame.columns) == list(a)
+    for name in a:
+        assert exact(frame[name]) == exact(stored)
+
+
+def test_objects_are_decoded_unless_kept(out):
+    for exp_id, value in (("a", [1]), ("b", {"k": None})):
+        with Store(out, exp_id) as store:
+            table = store.add_table("t", {"o": OBJECT, "p": PICKLE})
+            table.append_row({"o": value, "p": value})
+    reader = CollectionReader(out)
+    assert reader.df("t")["o"].tolist() == [[1], {"k": None}]
+    kept = reader.df("t", keep_serialized=["o"])
+    assert kept["p"].tolist() == [[1], {"k": None}]
+    assert [cox.utils.string_to_obj(o) for o in kept["o"]] == [[1], {"k": None}]
+
+
+BAD_RUNS = {
+    "header": lambda run: damaged(run, lambda h, r, n: b"junk\n" + r),
+    "rows": lambda run: damaged(run, lambda h, r, n: h + r[n:]),
+    "object": lambda run: [p.unlink() for p in (run / ".table_objects").iterdir()],
+    "original": lambda run: (
+        shutil.rmtree(run / ".tables"),
+        (run / "store.h5").write_bytes(b"junk"),
+    ),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_RUNS)
+@pytest.mark.parametrize("pool", [None, "processes"])
+def test_bad_runs_are_skipped_if_asked_and_named_once(out, damage, request, bad, pool):
+    for exp_id in ("good1", "bad1", "good2", "bad2"):
+        with Store(out, exp_id) as store:
+            table = store.add_table("t", {"i": int, "note": PICKLE})
+            for i in range(3):
+                table.append_row({"i": i, "note": [i]})
+        if exp_id.startswith("bad"):
+            BAD_RUNS[bad](out / exp_id)
+    executor = request.getfixturevalue(pool) if pool else None
+    with pytest.raises(CoxError, match="bad1"):
+        CollectionReader(out, executor=executor).df("t")
+    with warns("bad") as messages:
+        reader = CollectionReader(out, skip_errs=True, executor=executor)
+        frame = reader.df("t", skip_errors=True)
+    assert frame["exp_id"].tolist() == ["good1"] * 3 + ["good2"] * 3
+    assert frame["note"].tolist() == [[0], [1], [2]] * 2
+    assert [sum(name in text for text in messages) for name in ("bad1", "bad2")] == [
+        1,
+        1,
+    ]
+
+
+@pytest.fixture
+def threads():
+    with ThreadPoolExecutor(2) as pool:
+        yield pool
+
+
+@pytest.fixture
+def processes(_forkserver):
+    with ProcessPoolExecutor(2, mp_context=MP) as pool:
+        yield pool
+
+
+@pytest.fixture
+def dask():
+    distributed = pytest.importorskip("distributed")
+    with (
+        warnings.catch_warnings(),
+        distributed.Client(
+            processes=False, n_workers=1, threads_per_worker=2, dashboard_address=None
+        ) as client,
+        client.get_executor() as pool,
+    ):
+        warnings.simplefilter("ignore")
+        yield pool
+
+
+@pytest.mark.parametrize("pool", ["threads", "processes", "dask"])
+def test_reading_can_be_spread_over_an_executor(runs, request, pool):
+    for i in range(40):
+        shutil.copytree(runs / "b", runs / f"copy{i:02}")
+    expected = CollectionReader(runs).df("t")
+    reader = CollectionReader(runs, executor=request.getfixturevalue(pool))
+    assert reader.df("t").equals(expected)
+    assert len(reader.df("metadata")) == 43
+
+
+def _collect_with_few_descriptors(out, runs):
+    limit = len(os.listdir("/dev/fd")) + 10
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    reader = CollectionReader(out)
+    assert len(reader.df("t")) == 3 * runs
+    stores = [Store(out, exp_id, mode="r") for exp_id in os.listdir(out)]
+    assert sum(store["t"].nrows for store in stores) == 3 * runs
+
+
+def test_a_collection_of_300_runs_needs_a_handful_of_descriptors(run, child, damage):
+    for i in range(299):
+        shutil.copytree(run, run.parent / f"run{i}")
+    child(_collect_with_few_descriptors, run.parent, 300).end()
+
+
+def test_a_collection_for_writing_erases_nothing(runs):
+    before = tree(runs)
+    with CollectionReader(runs, mode="w") as reader:
+        assert len(reader.df("t")) == 6
+    assert tree(runs) == before
+
+
+def test_originals_and_new_runs_are_collected_together(run, out):
+    make_original_store(out / "older", t=original_t(2))
+    frame = CollectionReader(out).df("t")
+    assert frame["exp_id"].tolist() == ["older"] * 2 + ["run"] * 3
+    assert frame["note"].tolist() == [f"row {i}" for i in frame.index]
+
+
+def _make_stores(out, number, ready):
+    ready.wait(30)
+    for _ in range(10):
+        with Store(out) as store:
+            log(store, 3)
+            store.add_table("metadata", {"process": int}).append_row(
+                {"process": number}
+            )
+
+
+def test_eight_processes_make_runs_while_another_collects(out, child, quiet):
+    out.mkdir()
+    ready = MP.Barrier(9)
+    makers = [child(_make_stores, out, number, ready) for number in range(8)]
+    ready.wait(30)
+    while any(maker.process.is_alive() for maker in makers):
+        reader = CollectionReader(out, log_warnings=False)
+        with contextlib.suppress(KeyError):  # no run has it yet
+            for _, frame in reader.df("t").groupby("exp_id"):
+                assert_logged(frame, len(frame))
+    for maker in makers:
+        maker.end()
+    reader = CollectionReader(out)
+    assert len(reader.df("t")) == 8 * 10 * 3
+    assert sorted(reader.df("metadata")["process"]) == sorted([*range(8)] * 10)
+
+
+###############################################################################
+# Import names and vendoring
+###############################################################################
+
+IMPORTS = """if True:
+    import sys, os, logging, signal, threading, warnings, numpy, pandas, tables
+    sys.path[:0] = [sys.argv[1]]
+    def state():
+        handlers = {s: signal.getsignal(s) for s in signal.valid_signals()}
+        return (list(warnings.filters), logging.root.handlers, logging.root.level,
+                handlers, dict(os.environ), numpy.geterr(), threading.enumerate(),
+                sys.excepthook, pandas.get_option("display.max_rows"),
+                dict(tables.parameters.__dict__), tables.attributeset.pickle,
+                os.listdir("."), os.getcwd(), sorted(pandas.DataFrame.__dict__))
+    before = state()
+    import PACKAGE as cox
+    assert state() == before
+    heavy = {"torch", "tensorboard", "matplotlib", "tensorboardX", "tqdm", "dill"}
+    assert not heavy & set(sys.modules), heavy & set(sys.modules)
+    from PACKAGE.store import OBJECT, PICKLE, PYTORCH_STATE, Store, Table
+    from PACKAGE.store import schema_from_dict
+    from PACKAGE.readers import CollectionReader
+    from PACKAGE.utils import Parameters, override_json, consistent, mkdirp
+    from PACKAGE.utils import has_tensorboard, obj_to_string, string_to_obj
+    from PACKAGE.tensorboard_view import main
+    import PACKAGE.store, PACKAGE.utils
+    assert PACKAGE.store.Store is Store is cox.Store
+    assert PACKAGE.utils.Parameters is cox.Parameters
+    assert Store.__module__ == "PACKAGE"
+    print(cox.__file__)
+"""
+
+
+@pytest.fixture
+def vendored(tmp_path):
+    (tmp_path / "pkg").mkdir()
+    (tmp_path / "pkg" / "__init__.py").touch()
+    shutil.copy(cox.__file__, tmp_path / "pkg" / "cox.py")
+    return tmp_path
+
+
+@pytest.mark.parametrize("package", ["cox", "pkg.cox"])
+def test_old_names_work_and_importing_changes_nothing(vendored, package):
+    where = vendored if package == "pkg.cox" else pathlib.Path(cox.__file__).parent
+    code = IMPORTS.replace("PACKAGE", package)
+    printed = python("-c", code, where, cwd=vendored)
+    assert pathlib.Path(printed.strip()) == where / (package.replace(".", "/") + ".py")
+
+
+@pytest.mark.parametrize("module", ["cox", "cox.tensorboard_view", "pkg.cox"])
+def test_modules_run_as_programs_without_a_warning(vendored, module):
+    cwd = vendored if module == "pkg.cox" else HERE
+    assert "--help" in python("-m", module, "--help", cwd=cwd)
+
+
+###############################################################################
+# Crashes
+###############################################################################
+
+# Where the first process finds the run, and how it opens it.
+CRASHES = {
+    "creating": (None, "a"),
+    "continuing": ("run", "a"),
+    "continuing-a-torn-end": ("torn", "a"),
+    "starting-afresh": ("run", "w"),
+    "converting": ("original", "a"),
+    "converting-to-start-afresh": ("original", "w"),
+}
+
+
+@pytest.fixture
+def torn(run):
+    with (run / ".tables" / "t.rows").open("ab") as file:
+        file.write(struct.pack("<qq", 4, 3))
+    yield run
+    shutil.rmtree(run)
+
+
+def _die_before(step, out, mode, acknowledged):
+    steps = itertools.count(1)
+
+    def around(call, name, *args):
+        if next(steps) == step:
+            os._exit(73)
+        return call(*args)
+
+    cox.os = Proxy(os, around)
+    cox.fcntl = Proxy(cox.fcntl, around)
+    acks = os.open(acknowledged, os.O_WRONLY | os.O_CREAT)
+    with Store(out, "run", mode=mode) as store:
+        log(store, 2, lambda i: os.write(acks, b"."))
+        store.add_table("new", {"x": float}).append_row({"x": 1})
+
+
+@pytest.mark.parametrize(("template", "mode"), CRASHES.values(), ids=CRASHES)
+def test_death_between_any_two_steps_loses_no_row(
+    request, tmp_path, child, template, mode
+):
+    if template:
+        template = request.getfixturevalue(template).parent
+    before = 3 if template else 0
+    for step in itertools.count(1):
+        out, acks = tmp_path / f"step{step}", tmp_path / f"acks{step}"
+        shutil.copytree(template, out) if template else out.mkdir()
+        status = child(_die_before, step, out, mode, acks).end(0, 73)
+        acknowledged = acks.stat().st_size
+        CollectionReader(out)  # whatever the death left can be listed
+        count = before + acknowledged
+        if mode == "w" and (acknowledged or status == 0):
+            count = acknowledged
+        with Store(out, "run") as store:
+            try:
+                rows = store["t"].nrows
+            except KeyError:
+                assert mode == "w" or not before
+                rows = 0
+            else:
+                assert_logged(store["t"].df, rows)
+            if mode == "w" and not acknowledged:
+                assert rows in (0, 1, 3)
+            else:
+                assert rows in (count, count + 1)
+            if template and mode == "a":
+                assert store["other"].df["x"].tolist() == [0.5, 1.5]
+            log(store, 1)
+        shown = {p.name for p in (out / "run").iterdir() if p.name[0] != "."}
+        assert shown == {"save", "store.h5", "tensorboard"}
+        assert_consistent(out / "run")
+        shutil.rmtree(out)
+        if status == 0:
+            break
+    assert step > 10
+
+
+def _log_until_killed(out, pipe):
+    store = Store(out, "run")
+    while True:
+        log(store, 50, lambda i: pipe.send_bytes(struct.pack("<q", i)))
+        store.checkpoint()
+
+
+def _read_until_told(out, stop):
+    seen = reads = 0
+    while not stop.is_set() or not reads:
+        frame = Store(out, "run", mode="r")["t"].df
+        assert_logged(frame, len(frame))
+        assert len(frame) >= seen, "a row that was read is gone"
+        seen, reads = len(frame), reads + 1
+        assert len(CollectionReader(out).df("t")) >= seen
+
+
+def test_kill_9_loses_no_acknowledged_row_and_readers_see_prefixes(out, child):
+    stop, rows = MP.Event(), 0
+    readers = []
+    for round_ in range(12):
+        receiving, sending = MP.Pipe(duplex=False)
+        writer = child(_log_until_killed, out, sending)
+        sending.close()
+        target = rows + random.randrange(1, 400)
+        last = rows - 1
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                [last] = struct.unpack("<q", receiving.recv_bytes())
+                if last == target:
+                    writer.process.kill()
+        assert writer.end(-signal.SIGKILL)
+        frame = Store(out, "run", mode="r")["t"].df
+        assert_logged(frame, len(frame))
+        assert last + 1 <= len(frame) <= last + 2
+        rows = len(frame)
+        if round_ == 0:
+            readers = [child(_read_until_told, out, stop) for _ in range(2)]
+    stop.set()
+    for reader in readers:
+        reader.end()
+    with Store(out, "run") as store:
+        log(store, 1)
+
+
+@pytest.fixture(params=["rlimit", "tmpfs"])
+def small_disk(request, tmp_path):
+    """A directory on a disk of 300 kB, or None where only a limit can be had."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)]
+    if request.param == "rlimit" or shutil.which("mount") is None:
+        yield None
+    elif subprocess.run(mount, capture_output=True, check=False).returncode:
+        yield None  # not allowed here
+    else:
+        (disk / "ballast").write_bytes(bytes(200_000))
+        yield disk
+        for path in disk.rglob(".tables"):
+            assert_consistent(path.parent)
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def _fill_the_disk(out, ballast):
+    def limit(size):
+        if not ballast.exists():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    def log_until_full(table):
+        for i in itertools.count(table.nrows):
+            row = {"i": i, "note": f"row {i}", "more": os.urandom(99).hex()}
+            try:
+                table.append_row(row)
+            except OSError:
+                return i
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    store = Store(out, "run")
+    table = store.add_table("t", SCHEMA | {"more": str})
+    table.append_row({"i": 0, "note": "row 0", "more": ""})
+    store.checkpoint()
+    path = out / "run" / "store.h5"
+    old = path.read_bytes()
+    limit(50_001)
+    count = log_until_full(table)
+    assert count > 50
+    for _ in range(2):  # the second meets a disk that is full from the start
+        assert_logged(table.df, count)
+        assert_logged(read_frame(out / "run" / ".tables" / "t.rows"), count)
+        count = log_until_full(table)
+    limit(1000)
+    for export in (store.checkpoint, store.close):
+        with pytest.raises(OSError, match=r"\[Errno"):
+            export()
+        assert path.read_bytes() == old
+        assert not list(out.rglob("*.new"))
+    with pytest.raises(OSError, match=r"\[Errno"):
+        store.add_table("big", {f"column {i}": float for i in range(2000)})
+    with pytest.raises(KeyError):
+        store.get_table("big")
+    assert not list(out.rglob("*big*"))
+    assert_logged(store["t"].df, count)
+    limit(resource.RLIM_INFINITY)
+    ballast.unlink(missing_ok=True)
+    for i in range(count, count + 10):
+        store["t"].append_row({"i": i, "note": f"row {i}", "more": ""})
+    store.close()
+    assert_logged(exported(out / "run")["t"], count + 10)
+
+
+def test_a_full_disk_raises_loses_nothing_and_logging_goes_on(
+    tmp_path, child, small_disk
+):
+    disk = small_disk or tmp_path
+    child(_fill_the_disk, disk / "out", disk / "ballast").end()
+
+
+###############################################################################
+# Golden bytes
+###############################################################################
+
+GOLDEN_SCHEMA = {"i": int, "x": float, "ok": bool, "s": str, "t": str, "h": np.int16}
+GOLDEN_ROWS = [
+    {"i": -2, "x": 0.5, "ok": True, "s": "é", "t": "\ud800", "h": -3},
+    {"i": 1, "x": -0.0, "ok": False, "s": "", "t": "", "h": 258},
+]
+GOLDEN_TEXT = b"\xc3\xa9\xed\xa0\x80"
+GOLDEN = (
+    b'{"cox": 1, "columns": {"i": "int", "x": "float", "ok": "bool", "s": "str", '
+    b'"t": "str", "h": "int16"}}\n'
+    b"\1\0\0\0\0\0\0\0"  # row 1
+    b"\xfe\xff\xff\xff\xff\xff\xff\xff"  # i
+    b"\0\0\0\0\0\0\xe0\x3f"  # x
+    b"\1"  # ok
+    b"\2\0\0\0\0\0\0\0"  # s: two bytes
+    b"\3\0\0\0\0\0\0\0"  # t: three
+    b"\xfd\xff"  # h
+    b"\0\0\0\0\0\0\0\0"  # where the text starts
+    b"\xa4\x4f\x71\xba\0\0\0\0"  # 1 + crc32(text)
+    b"\2\0\0\0\0\0\0\0"  # row 2
+    b"\1\0\0\0\0\0\0\0"
+    b"\0\0\0\0\0\0\0\x80"
+    b"\0"
+    b"\0\0\0\0\0\0\0\0"
+    b"\0\0\0\0\0\0\0\0"
+    b"\2\1"
+    b"\5\0\0\0\0\0\0\0"
+    b"\2\0\0\0\0\0\0\0"  # no text: its crc is 0
+)
+
+
+def test_the_format_is_what_it_was(out):
+    with Store(out, "run") as store:
+        table = store.add_table("t", GOLDEN_SCHEMA)
+        for row in GOLDEN_ROWS:
+            table.append_row(row)
+    directory = out / "run" / ".tables"
+    assert (directory / "t.text").read_bytes() == GOLDEN_TEXT
+    assert (directory / "t.rows").read_bytes() == GOLDEN
+    older = make_run(out, "older") / ".tables"
+    (older / "t.rows").write_bytes(GOLDEN)
+    (older / "t.text").write_bytes(GOLDEN_TEXT)
+    frame = Store(out, "older", mode="r")["t"].df
+    for name, kind in GOLDEN_SCHEMA.items():
+        values = as_column(kind, [row[name] for row in GOLDEN_ROWS])
+        assert exact(frame[name]) == exact(values), name
+    Store(out, "older").close()
+
+
+def test_a_header_tells_every_kind_of_column(out):
+    with Store(out, "run") as store:
+        store.add_table("t", {name: kind for name, (kind, _) in KINDS.items()})
+        store.add_table("s", {"é\ud800": PYTORCH_STATE})
+    directory = out / "run" / ".tables"
+    header = json.loads((directory / "t.rows").read_bytes())
+    python_kinds = {k: k for k in ("int", "float", "bool", "str")}
+    assert header["columns"] == python_kinds | {"OBJECT": OBJECT, "PICKLE": PICKLE} | {
+        dtype.__name__: np.dtype(dtype).name for dtype in NUMPY_TYPES
+    }
+    assert (directory / "s.rows").read_bytes() == (
+        b'{"cox": 1, "columns": {"\\u00e9\\ud800": "__pytorch_state__"}}\n'
+    )
+
+
+###############################################################################
+# README and example
+###############################################################################
+
+
+def test_readme_shows_what_happens(tmp_path, monkeypatch):
+    text = (HERE / "README.md").read_text()
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    namespace, printed, shown = {}, "", 0
+    for language, block in blocks:
+        if language == "text":
+            assert printed == block
+            shown += 1
+        elif language == "python":
+            output = io.StringIO()
+            with contextlib.redirect_stdout(output):
+                exec(compile(block, "README.md", "exec"), namespace)
+            printed = output.getvalue()
+    assert shown > 3
+
+
+def test_the_example_runs_and_runs_again_beside_its_results(tmp_path):
+    for times in (1, 2):
+        printed = python(HERE / "example_quadratic.py", "--out", tmp_path / "runs")
+        assert f"({times * 100} runs" in printed
+        assert "python -m cox tb --logdir" in printed
+    assert len(CollectionReader(tmp_path / "runs").df("metadata")) == 200
+    for path in list((tmp_path / "runs").iterdir())[3:]:
+        shutil.rmtree(path)  # the oracle looks at a few
