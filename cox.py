@@ -42,33 +42,17 @@ from __future__ import annotations
 __version__ = "1.0.0"
 
 __all__ = [
-    # Logging and reading
-    "Store",
-    "Table",
-    "CollectionReader",
-    "EventWriter",
-    # Column types and schemas
-    "OBJECT",
-    "PICKLE",
-    "PYTORCH_STATE",
-    "schema_from_dict",
-    # Utilities
-    "Parameters",
-    "consistent",
-    "has_tensorboard",
-    "mkdirp",
-    "obj_to_string",
-    "override_json",
-    "string_to_obj",
-    # Errors
-    "CoxError",
-    "SchemaError",
-    "NotFoundError",
-    "StoreExistsError",
-    "WriteRefusedError",
-    "CorruptError",
-    "StorageError",
-]
+    # logging and reading
+    "Store", "Table", "CollectionReader", "EventWriter",
+    # column types and schemas
+    "OBJECT", "PICKLE", "PYTORCH_STATE", "schema_from_dict",
+    # utilities
+    "Parameters", "consistent", "has_tensorboard", "mkdirp", "obj_to_string",
+    "override_json", "string_to_obj",
+    # errors
+    "CoxError", "CorruptError", "NotFoundError", "SchemaError", "StorageError",
+    "StoreExistsError", "WriteRefusedError",
+]  # fmt: skip
 
 import argparse
 import atexit
@@ -177,14 +161,16 @@ class StorageError(CoxError, OSError):
 #     {"cox": 1, "columns": {"epoch": "int", "note": "str"}}
 # Packed little-endian records of one size follow, each of these fields:
 #     i64  row number, from 1
-#     per column: its value as _STRUCT_CODES says; for text kinds (str and the
-#          serialized ones) an i64, the length of the value's bytes
+#     per column: f64 for float, i64 for int, 1 byte for bool, the numpy type named
+#          for the others; for text (str, OBJECT, PICKLE, PYTORCH_STATE) an i64, the
+#          length of the value's bytes
 #     i64  where the row's text starts in `.text` (only in tables with text)
 #     i64  check: row number + crc32 of the row's text (0 where there is none)
-# `.text` holds the text values one after another: UTF-8 (surrogates passed
-# through), base64 of a pickle for OBJECT, a file name in .table_objects/ for
-# PICKLE and PYTORCH_STATE. File names are table names percent-encoded.
-# A header holds nothing of its run, so equal schemas have equal header bytes.
+# `.text` holds the text of the rows, one after another: UTF-8 (lone surrogates as
+# they are) of a str, base64 of an OBJECT's pickle, the name of a file in
+# .table_objects/ for PICKLE and PYTORCH_STATE.
+# Table names are percent-encoded to file names. A header holds nothing of its run,
+# so equal schemas have equal header bytes.
 
 _FORMAT_VERSION: Final = 1
 _STORE_NAME: Final = "store.h5"
@@ -204,16 +190,6 @@ PICKLE: Final = "__pickle__"
 PYTORCH_STATE: Final = "__pytorch_state__"
 """Column of what ``torch.save`` takes, each in a file of its own."""
 
-_OBJECT_KINDS: Final = (PICKLE, PYTORCH_STATE)
-_TEXT_KINDS: Final = ("str", OBJECT, *_OBJECT_KINDS)
-_STRUCT_CODES: Final[Mapping[str, str]] = {  # kind in the header: struct format
-    **{"float": "d", "int": "q", "bool": "?"},
-    **{"float16": "e", "float32": "f", "float64": "d"},
-    **{"int8": "b", "int16": "h", "int32": "i", "int64": "q"},
-    **{"uint8": "B", "uint16": "H", "uint32": "I", "uint64": "Q"},
-    **dict.fromkeys(_TEXT_KINDS, "q"),
-}
-
 # pandas reads and writes an HDF5 file as bytes in memory: no lock of HDF5 is
 # taken, and a disk that is full shows when we write the bytes, not in silence.
 _HDF5_OPTIONS: Final[Mapping[str, Any]] = {
@@ -224,7 +200,7 @@ _HDF5_OPTIONS: Final[Mapping[str, Any]] = {
     "driver_core_increment": 1 << 14,
 }
 _HDF5_ATTRIBUTE_MAX: Final = 60_000  # bytes; HDF5 holds 64 KB per attribute
-_HDF5_FIXED_WIDTH_MAX: Final = 256 << 20  # bytes of one frame's text, padded
+_HDF5_TEXT_MAX: Final = 256 << 20  # bytes of a frame's text, padded to its widest
 
 
 ###############################################################################
@@ -339,9 +315,9 @@ def string_to_obj(s: str) -> Any:
 ###############################################################################
 # Values and schema
 ###############################################################################
-# Pure, but for the import of torch. A value is converted when it is staged, so
-# the call that brought a bad one gets the error. No conversion loses anything
-# but digits of a float: 3.0 may go into an int column, 3.7 may not.
+# A value is converted when it is staged, so the call that brought a bad one gets
+# the error. Nothing is lost but digits of a float: 3.0 may go into an int column,
+# 3.7 may not. To add a kind of column, add its functions and a line to _KINDS.
 
 
 def _scalar(value: Any) -> Any:
@@ -349,24 +325,26 @@ def _scalar(value: Any) -> Any:
     return value.item() if getattr(value, "shape", None) == () else value
 
 
-def _to_float(value: Any) -> float:
-    if type(value) is float:
-        return value
-    value = _scalar(value)
-    if not isinstance(value, (int, float)):
-        raise TypeError("it is not a number")
-    return float(value)
+def _to_float(value: Any, code: str = "d") -> float:
+    if type(value) is not float:
+        value = _scalar(value)
+        if not isinstance(value, (int, float)):
+            raise TypeError("it is not a number")
+    number = float(value)
+    if code != "d":
+        struct.pack(code, number)  # raises if only an infinity would be left of it
+    return number
 
 
-def _to_int(value: Any) -> int:
-    if type(value) is int and -(2**63) <= value < 2**63:
-        return value
-    value = _scalar(value)
-    if not isinstance(value, (int, float)) or int(value) != value:
-        raise TypeError("it is not a whole number")
-    if not -(2**63) <= value < 2**64:
-        raise OverflowError("it is out of range")
-    return int(value)
+def _to_int(value: Any, low: int = -(2**63), high: int = 2**63 - 1) -> int:
+    if type(value) is not int:
+        value = _scalar(value)
+        if not isinstance(value, (int, float)) or int(value) != value:
+            raise TypeError("it is not a whole number")
+    number = int(value)
+    if not low <= number <= high:
+        raise OverflowError(f"it is not in {low}..{high}")
+    return number
 
 
 def _to_bool(value: Any) -> bool:
@@ -374,13 +352,6 @@ def _to_bool(value: Any) -> bool:
     if not isinstance(value, (int, float)) or value not in (0, 1):
         raise TypeError("it is not True, False, 1 or 0")
     return bool(value)
-
-
-def _to_sized(code: str, convert: Callable[[Any], Any], value: Any) -> Any:
-    """Convert, then make sure that the value fits the struct format."""
-    value = convert(value)
-    struct.pack(code, value)
-    return value
 
 
 def _to_text(value: Any) -> bytes:
@@ -391,10 +362,6 @@ def _to_object(value: Any) -> bytes:
     return obj_to_string(value).encode("ascii")
 
 
-def _to_pickle(value: Any) -> bytes:
-    return pickle.dumps(value)
-
-
 def _to_pytorch_state(value: Any) -> bytes:
     import torch
 
@@ -403,17 +370,68 @@ def _to_pytorch_state(value: Any) -> bytes:
     return buffer.getvalue()
 
 
-_CONVERTERS: Final[Mapping[str, Callable[[Any], Any]]] = {
-    **{"float": _to_float, "float64": _to_float, "bool": _to_bool},
-    **{"str": _to_text, OBJECT: _to_object},
-    **{PICKLE: _to_pickle, PYTORCH_STATE: _to_pytorch_state},
-    **{
-        kind: functools.partial(
-            _to_sized, "<" + code, _to_float if code in "ef" else _to_int
-        )
-        for kind, code in _STRUCT_CODES.items()
-        if code in "efbhiBHIqQ" and kind not in _TEXT_KINDS
-    },
+def _object_path(uid: str, objects_dir: str) -> str:
+    """Return the path of a PICKLE or PYTORCH_STATE value's file.
+
+    Raises:
+        CorruptError: It would be outside the directory.
+    """
+    if not uid or uid in (".", "..") or {"/", "\\", ":", "\0"} & set(uid):
+        raise CorruptError(f"{uid!r} names no file of {objects_dir}; it is not opened")
+    return os.path.join(objects_dir, uid)
+
+
+def _load_pickle(uid: str, objects_dir: str) -> Any:
+    with open(_object_path(uid, objects_dir), "rb") as file:
+        return pickle.load(file)
+
+
+def _load_pytorch_state(uid: str, objects_dir: str, **kwargs: Any) -> Any:
+    import torch
+
+    return torch.load(_object_path(uid, objects_dir), **kwargs)
+
+
+class _Kind(NamedTuple):
+    """What a column may hold, under the name that headers have for it."""
+
+    type: Any  # in a schema
+    convert: Callable[
+        [Any], Any
+    ]  # a value to what is stored: a number, or bytes of text
+    code: str = ""  # struct format of the number; "" for text
+    load: Callable[[str, str], Any] | None = None  # text and objects_dir to the object
+    is_file: bool = False  # the bytes go to a file in objects_dir, its name is the text
+
+
+def _numpy_kind(code: str) -> _Kind:
+    dtype = np.dtype(code)
+    if dtype.kind == "f":
+        return _Kind(dtype.type, functools.partial(_to_float, code=code), code)
+    limits = np.iinfo(dtype)
+    low, high = int(limits.min), int(limits.max)
+    return _Kind(dtype.type, functools.partial(_to_int, low=low, high=high), code)
+
+
+_KINDS: Final[Mapping[str, _Kind]] = {
+    "float": _Kind(float, _to_float, "d"),
+    "int": _Kind(int, _to_int, "q"),
+    "bool": _Kind(bool, _to_bool, "?"),
+    "str": _Kind(str, _to_text),
+    OBJECT: _Kind(OBJECT, _to_object, load=lambda text, _: string_to_obj(text)),
+    PICKLE: _Kind(PICKLE, pickle.dumps, load=_load_pickle, is_file=True),
+    PYTORCH_STATE: _Kind(
+        PYTORCH_STATE,
+        _to_pytorch_state,
+        # on a machine that may have no GPU
+        load=functools.partial(_load_pytorch_state, map_location="cpu"),
+        is_file=True,
+    ),
+    **{np.dtype(code).name: _numpy_kind(code) for code in "efdbhiqBHIQ"},
+}
+_KIND_OF_TYPE: Final[Mapping[Any, str]] = {
+    **{t: np.dtype(t).name for t in set(np.sctypeDict.values())},  # np.bool_ is bool
+    **{kind.type: name for name, kind in _KINDS.items()},
 }
 
 
@@ -421,50 +439,35 @@ class _Schema:
     """What a header line says: the columns of a table and the layout of a record."""
 
     def __init__(self, header: bytes, columns: dict[str, str]) -> None:
+        self.kinds = kinds = [_KINDS[name] for name in columns.values()]
         self.header = header  # with its newline
-        self.columns = columns  # name: kind
-        kinds = list(columns.values())
-        self.slots = {n: (i, _CONVERTERS[columns[n]]) for i, n in enumerate(columns)}
+        self.columns = columns  # name: name of its kind
+        self.types = {name: kind.type for name, kind in zip(columns, kinds)}
+        self.slots = {n: (i, k.convert) for n, (i, k) in zip(columns, enumerate(kinds))}
         self.blank: list[Any] = [None] * len(kinds)  # a working row with nothing staged
-        codes = [_STRUCT_CODES[kind] for kind in kinds]
-        # by position: names of numpy fields are no place for "" or "a/b"
-        self.text_fields = [i for i, kind in enumerate(kinds) if kind in _TEXT_KINDS]
-        self.object_fields = [
-            i for i, kind in enumerate(kinds) if kind in _OBJECT_KINDS
-        ]
-        text_start = "q" if self.text_fields else ""
-        self.record = struct.Struct("<q" + "".join(codes) + text_start + "q")
-        fields = [("number", "<i8")]
-        fields += [(str(i), np.dtype(code).str) for i, code in enumerate(codes)]
+        self.text_fields = [i for i, kind in enumerate(kinds) if not kind.code]
+        self.file_fields = [i for i, kind in enumerate(kinds) if kind.is_file]
+        codes = [kind.code or "q" for kind in kinds]
+        text_start = ["q"] if self.text_fields else []
+        self.record = struct.Struct("<q" + "".join(codes + text_start) + "q")
+        # columns by position: names of numpy fields are no place for "" or "a/b"
+        fields = [(str(i), np.dtype(code).str) for i, code in enumerate(codes)]
         fields += [("start", "<i8")] if text_start else []
-        self.dtype = np.dtype([*fields, ("check", "<i8")])
+        self.dtype = np.dtype([("number", "<i8"), *fields, ("check", "<i8")])
 
 
 def _kind_of(column: Any, column_type: Any) -> str:
-    """Return the name that a column's type has in a header."""
+    """Return the name of a column's kind in a header."""
     if not isinstance(column, str):
         raise SchemaError(f"a column name must be a str, got {column!r}")
-    kind: Any = column_type
-    if isinstance(column_type, type):
-        is_numpy = issubclass(column_type, np.generic)
-        kind = np.dtype(column_type).name if is_numpy else column_type.__name__
-        if not is_numpy and column_type not in (int, float, str, bool):
-            kind = None
-    elif column_type not in (OBJECT, PICKLE, PYTORCH_STATE):
-        kind = None
-    if kind not in _STRUCT_CODES:
-        raise SchemaError(
-            f"column {column!r} has type {column_type!r}; use int, float, str, bool, "
-            "a numpy integer or float type up to 64 bits, OBJECT, PICKLE or "
-            "PYTORCH_STATE"
-        )
-    return str(kind)
-
-
-def _type_of(kind: str) -> Any:
-    """Return the schema entry for a kind: a type, or one of the three constants."""
-    builtin = {"int": int, "float": float, "str": str, "bool": bool}
-    return builtin.get(kind) or (kind if kind in _TEXT_KINDS else np.dtype(kind).type)
+    with contextlib.suppress(TypeError):  # a type that has no hash is none of ours
+        kind = _KIND_OF_TYPE.get(column_type, "")
+        if kind in _KINDS:
+            return kind
+    raise SchemaError(
+        f"column {column!r} has type {column_type!r}; use int, float, str, bool, a "
+        "numpy integer or float type up to 64 bits, OBJECT, PICKLE or PYTORCH_STATE"
+    )
 
 
 def _encode_header(schema: Mapping[str, Any]) -> bytes:
@@ -482,26 +485,19 @@ def _decode_header(header: bytes) -> _Schema:
     Raises:
         CorruptError: It is none, or of a later format. The caller adds the path.
     """
-    try:
-        if not header.endswith(b"\n"):
-            raise ValueError
+    fields: Any = None
+    with contextlib.suppress(ValueError):
         fields = json.loads(header)
-        version, columns = fields["cox"], fields["columns"]
-    except (ValueError, KeyError, TypeError):
-        raise CorruptError("line 1 is not the header of a cox table") from None
-    if type(version) is int and version > _FORMAT_VERSION:
-        raise CorruptError(
-            f"format version {version} is newer than this cox reads "
-            f"({_FORMAT_VERSION}); upgrade cox"
-        )
-    if (
-        type(version) is not int
-        or not isinstance(columns, dict)
-        or not columns
-        or not all(isinstance(k, str) and k in _STRUCT_CODES for k in columns.values())
-    ):
-        raise CorruptError(f"line 1 is not a valid cox header: {header[:200]!r}")
-    return _Schema(header, columns)
+    version = fields.get("cox") if isinstance(fields, dict) else None
+    if type(version) is int and fields.get("columns") and header.endswith(b"\n"):
+        if version > _FORMAT_VERSION:
+            raise CorruptError(
+                f"its format version {version} is newer than this cox reads "
+                f"({_FORMAT_VERSION}); upgrade cox"
+            )
+        with contextlib.suppress(KeyError, TypeError, AttributeError):
+            return _Schema(header, fields["columns"])
+    raise CorruptError(f"its first line is not the header of a table: {header[:200]!r}")
 
 
 def schema_from_dict(d: Mapping[str, Any], alternative: str = OBJECT) -> dict[str, Any]:
@@ -512,14 +508,14 @@ def schema_from_dict(d: Mapping[str, Any], alternative: str = OBJECT) -> dict[st
         alternative: Kind for values that are no number, str or bool: ``OBJECT``,
             ``PICKLE`` or ``PYTORCH_STATE``.
     """
-    schema: dict[str, Any] = {}
+    if alternative not in (OBJECT, PICKLE, PYTORCH_STATE):
+        raise SchemaError(f"alternative is {alternative!r}; use OBJECT, PICKLE, ...")
+    schema = {}
     for name, value in d.items():
         # 0-d tensors count as their number; numpy scalars keep their own type
         value_type = type(value if isinstance(value, np.generic) else _scalar(value))
-        schema[name] = alternative
-        with contextlib.suppress(SchemaError):
-            schema[name] = _type_of(_kind_of(name, value_type))
-    _encode_header(schema)
+        kind = _KINDS.get(_KIND_OF_TYPE.get(value_type, ""))
+        schema[name] = kind.type if kind else alternative
     return schema
 
 
@@ -646,37 +642,39 @@ def _merge_rows(parts: Iterable[_Rows]) -> list[_Rows]:
     return merged
 
 
-def _decode_columns(rows: _Rows) -> dict[str, Any]:
-    """Return the values: arrays for numbers, lists of str for the text kinds."""
+def _decode_texts(rows: _Rows) -> dict[int, list[str]]:
+    """Return the values of the text columns, by the columns' position."""
+    schema = _decode_header(rows.header)
+    records = np.frombuffer(rows.records, schema.dtype)
+    ascii_text = rows.texts.decode("ascii") if rows.texts.isascii() else None
+    texts: dict[int, list[str]] = {}
+    end: Any = records["start"] if schema.text_fields else None
+    for i in schema.text_fields:
+        start, end = end, end + records[str(i)]
+        spans = zip(start.tolist(), end.tolist())
+        if ascii_text is not None:  # one decode, then slices: twice as fast
+            texts[i] = [ascii_text[a:b] for a, b in spans]
+        else:
+            encoded = (rows.texts[a:b] for a, b in spans)
+            texts[i] = [text.decode("utf-8", "surrogatepass") for text in encoded]
+    return texts
+
+
+def _frame(rows: _Rows, text_dtype: Any = None) -> pd.DataFrame:
+    """Return rows as a frame, index 0..n-1, text in pandas' own dtype for str."""
     schema = _decode_header(rows.header)
     records = np.frombuffer(rows.records, schema.dtype)
     columns: dict[str, Any] = {}
-    end: Any = records["start"] if schema.text_fields else None
-    ascii_text = rows.texts.decode("ascii") if rows.texts.isascii() else None
-    for i, (name, kind) in enumerate(schema.columns.items()):
-        columns[name] = records[str(i)]
-        if kind in _TEXT_KINDS:
-            start, end = end, end + records[str(i)]
-            spans = zip(start.tolist(), end.tolist())
-            if ascii_text is not None:  # one decode, then slices: twice as fast
-                columns[name] = [ascii_text[a:b] for a, b in spans]
-            else:
-                columns[name] = [
-                    rows.texts[a:b].decode("utf-8", "surrogatepass") for a, b in spans
-                ]
-    return columns
-
-
-def _frame(rows: _Rows) -> pd.DataFrame:
-    """Return rows as a frame, index 0..n-1, text in pandas' own dtype for str."""
-    text_dtype = pd.Series([""]).dtype
-    columns = _decode_columns(rows)
-    for name, values in columns.items():
-        if isinstance(values, list):
-            try:
-                columns[name] = pd.Series(values, dtype=text_dtype)
-            except UnicodeEncodeError:  # pyarrow holds no lone surrogates
-                columns[name] = pd.Series(values, dtype=object)
+    texts = _decode_texts(rows)
+    text_dtype = text_dtype or pd.Series([""]).dtype
+    for i, name in enumerate(schema.columns):
+        if i not in texts:
+            columns[name] = records[str(i)]
+            continue
+        try:
+            columns[name] = pd.Series(texts[i], dtype=text_dtype)
+        except UnicodeEncodeError:  # pyarrow holds no lone surrogates
+            columns[name] = pd.Series(texts[i], dtype=object)
     frame: pd.DataFrame = pd.DataFrame(columns)
     return frame
 
@@ -772,17 +770,6 @@ def _write_all(fd: int, data: bytes) -> None:
         written += os.write(fd, data[written:])
 
 
-def _object_path(objects_dir: str, uid: str) -> str:
-    """Return the path of a PICKLE or PYTORCH_STATE value's file.
-
-    Raises:
-        CorruptError: It would be outside the directory.
-    """
-    if not uid or uid in (".", "..") or {"/", "\\", ":", "\0"} & set(uid):
-        raise CorruptError(f"{uid!r} names no file of {objects_dir}; it is not opened")
-    return os.path.join(objects_dir, uid)
-
-
 def _create_object(path: str, data: bytes) -> None:
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -793,16 +780,6 @@ def _create_object(path: str, data: bytes) -> None:
             os.close(fd)
     except OSError as err:
         raise _storage_error(err, "could not write the value", path) from err
-
-
-def _load_pickle(path: str) -> Any:
-    return pickle.loads(_read_file(path))
-
-
-def _load_pytorch_state(path: str, **kwargs: Any) -> Any:
-    import torch
-
-    return torch.load(path, **kwargs)
 
 
 def _sync_dir(path: str) -> None:
@@ -1054,42 +1031,33 @@ def _put_frame(store: Any, name: str, rows: _Rows) -> None:
     if "\0" in name or not {"", ".", "..", "table", "meta"}.isdisjoint(name.split("/")):
         raise ValueError(f"{name!r} is no key of an HDFStore")
     schema = _decode_header(rows.header)
-    columns = {
-        column: np.array(values, dtype=object) if isinstance(values, list) else values
-        for column, values in _decode_columns(rows).items()
-    }
-    texts = [columns[c] for c, kind in schema.columns.items() if kind in _TEXT_KINDS]
-    nrows = rows.counts[0]
-    for column, kind in schema.columns.items():
-        if kind == "float16":  # HDF5 as PyTables writes it has none
-            columns[column] = columns[column].astype("float32")
-        if not nrows:  # an empty frame is not written: write a row, cut it below
-            filler = "" if kind in _TEXT_KINDS else 0
-            columns[column] = np.array([filler], dtype=columns[column].dtype)
-    frame = pd.DataFrame(columns)
-    widths = [max(map(len, map(_to_text, column)), default=0) for column in texts]
-    is_table = nrows * sum(widths) <= _HDF5_FIXED_WIDTH_MAX and not any(
-        value.endswith("\0") for column in texts for value in column
-    )
+    frame = _frame(rows, object)
+    half_floats = [c for c, kind in schema.columns.items() if kind == "float16"]
+    frame = frame.astype(
+        dict.fromkeys(half_floats, "float32")
+    )  # pandas writes no others
+    records = np.frombuffer(rows.records, schema.dtype)
+    width = sum(int(records[str(i)].max(initial=0)) for i in schema.text_fields)
+    # fixed-width text loses NULs at its end, and "\0nan" must stand for NaN alone
+    is_table = len(frame) * width <= _HDF5_TEXT_MAX and b"\0" not in rows.texts
     if is_table:
+        shown = frame
+        if frame.empty:  # pandas writes no such frame: write a row, then cut it
+            filler = [[0 if kind.code else "" for kind in schema.kinds]]
+            shown = pd.DataFrame(filler, columns=frame.columns).astype(frame.dtypes)
         try:
-            options: dict[str, Any] = {
-                "nan_rep": f"\0{uuid.uuid4()}",
-                "errors": "surrogatepass",
-            }
             store.append(
-                name, frame, format="table", index=False, encoding="UTF-8", **options
-            )
-            if not nrows:
-                store.get_storer(name).table.truncate(0)
+                name, shown, format="table", index=False,
+                nan_rep="\0nan", encoding="UTF-8", errors="surrogatepass",
+            )  # fmt: skip
+            store.get_storer(name).table.truncate(len(frame))
         except (ValueError, TypeError, tables.HDF5ExtError):
             is_table = False
     if not is_table:
-        store.put(name, frame[:nrows], format="fixed", track_times=False)
-    types_of = {column: _type_of(kind) for column, kind in schema.columns.items()}
-    cox_data = {"schema": types_of, "name": name}
+        store.put(name, frame, format="fixed", track_times=False)
     attributes = store.get_node(name)._v_attrs
-    attributes.COX_NROWS = nrows
+    attributes.COX_NROWS = len(frame)
+    cox_data = {"schema": schema.types, "name": name}
     if len(pickle.dumps(cox_data, 0)) <= _HDF5_ATTRIBUTE_MAX:
         attributes.COX_DATA = cox_data
 
@@ -1207,14 +1175,11 @@ def _original_table(group: Any) -> tuple[str, _Rows]:
     columns = []
     for name, kind in _decode_header(header).columns.items():
         column = values[name]
-        if kind in _TEXT_KINDS:
-            column = column.tolist()  # bytes, UTF-8
-        else:
-            typed = column.astype(np.dtype(_STRUCT_CODES[kind]))
-            if "float" not in kind and (typed != column).any():
+        if code := _KINDS[kind].code:
+            column = column.astype(np.dtype(code))
+            if code not in "efd" and (column != values[name]).any():
                 raise ValueError(f"column {name!r} of {group._v_pathname} is no {kind}")
-            column = typed
-        columns.append(column)
+        columns.append(column if code else column.tolist())  # of bytes, UTF-8
     return str(data["name"]), _encode_rows(header, columns)
 
 
@@ -1667,7 +1632,7 @@ class Table:
     @property
     def schema(self) -> dict[str, Any]:
         """Column name to type, as in :meth:`Store.add_table`."""
-        return {name: _type_of(kind) for name, kind in self._schema.columns.items()}
+        return dict(self._schema.types)
 
     @property
     def nrows(self) -> int:
@@ -1812,7 +1777,7 @@ class Table:
             self._staged = schema.blank.copy()
             if schema.text_fields:
                 values = values.copy()
-                if schema.object_fields:
+                if schema.file_fields:
                     self._create_objects(values, object_paths)
                 for i in schema.text_fields:
                     text += values[i]
@@ -1830,7 +1795,7 @@ class Table:
 
     def _create_objects(self, values: list[Any], paths: list[str]) -> None:
         """Write values that go to files; put the files' names in their place."""
-        for i in self._schema.object_fields:
+        for i in self._schema.file_fields:
             uid = str(uuid.uuid4())
             paths.append(os.path.join(self._objects_dir, uid))
             _create_object(paths[-1], values[i])
@@ -1841,7 +1806,7 @@ class Table:
 
         This unpickles, so it may run code of whoever wrote the run.
         """
-        return _load_pickle(_object_path(self._objects_dir, uid))
+        return _load_pickle(uid, self._objects_dir)
 
     def get_state_dict(self, uid: str, **kwargs: Any) -> Any:
         """Return what ``torch.load`` makes of a PYTORCH_STATE column's string.
@@ -1850,7 +1815,7 @@ class Table:
             uid: The string in the column.
             kwargs: Passed to ``torch.load`` (``map_location``, ``weights_only``, ...).
         """
-        return _load_pytorch_state(_object_path(self._objects_dir, uid), **kwargs)
+        return _load_pytorch_state(uid, self._objects_dir, **kwargs)
 
     get_pytorch_state = get_state_dict
 
@@ -2863,10 +2828,12 @@ class Store:
                 header = _read_header(self.path, table_id)
             except FileNotFoundError:  # no such table, or a run of the original
                 header = _read_rows(self.path, table_id).header
-            columns = _decode_header(header).columns
-            schema = {name: _type_of(kind) for name, kind in columns.items()}
             self._tables[table_id] = Table(
-                table_id, schema, self._run.objects_dir, self, has_initialized=True
+                table_id,
+                _decode_header(header).types,
+                self._run.objects_dir,
+                self,
+                has_initialized=True,
             )
         return self._tables[table_id]
 
@@ -3169,7 +3136,8 @@ class CollectionReader:
         frame.index = pd.Index(np.arange(len(frame)) - np.repeat(ends - counts, counts))
         errors: dict[int, Exception] = {}
         for name, kind in _decode_header(rows.header).columns.items():
-            if kind in _DECODERS and name not in keep_serialized:
+            load = _KINDS[kind].load
+            if load and name not in keep_serialized:
                 strings = frame[name].tolist()
                 decoded = np.empty(len(frame), dtype=object)
                 for source, count, end in zip(rows.sources, rows.counts, ends):
@@ -3178,7 +3146,7 @@ class CollectionReader:
                     )
                     try:
                         for i in range(end - count, end):
-                            decoded[i] = _DECODERS[kind](objects_dir, strings[i])
+                            decoded[i] = load(strings[i], objects_dir)
                     except Exception as err:
                         errors.setdefault(
                             source, _decoding_error(exp_ids[source], name, kind, err)
@@ -3237,16 +3205,6 @@ class CollectionReader:
                 )
 
 
-_DECODERS: Final[Mapping[str, Callable[[str, str], Any]]] = {
-    OBJECT: lambda _, text: string_to_obj(text),
-    PICKLE: lambda directory, uid: _load_pickle(_object_path(directory, uid)),
-    # on a machine that may have no GPU
-    PYTORCH_STATE: lambda directory, uid: _load_pytorch_state(
-        _object_path(directory, uid), map_location="cpu"
-    ),
-}
-
-
 def _decoding_error(exp_id: str, name: str, kind: str, err: Exception) -> CoxError:
     where = f"column {name!r} of run {exp_id}"
     remedy = f"pass keep_serialized=[{name!r}] to get the stored strings"
@@ -3302,14 +3260,15 @@ def _read_params(run_dir: str, table: str) -> dict[str, Any] | None:
         return None
     if not rows.counts[0]:
         return None
-    kinds = _decode_header(rows.header).columns
     params = {}
-    for column, (value, *_) in _decode_columns(rows).items():
-        if kinds[column] == OBJECT:
+    frame = _frame(rows, object).head(1)
+    for column, kind in _decode_header(rows.header).columns.items():
+        value = frame[column].tolist()[0]
+        if kind == OBJECT:
             with contextlib.suppress(Exception):  # which a pickle may raise at will
                 buffer = io.BytesIO(base64.b64decode(value))
                 params[column] = _PlainUnpickler(buffer).load()
-        elif kinds[column] not in (PICKLE, PYTORCH_STATE):
+        elif not _KINDS[kind].is_file:
             params[column] = value
     return params
 

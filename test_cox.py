@@ -742,7 +742,7 @@ def test_a_refused_value_changes_nothing(store, out, kind, good, bad):
     before = tree(out)
     for attempt in (table.update_row, table.append_row):
         with pytest.raises(CoxError, match="'x' of table 't'"):
-            attempt({"z": 9, "x": bad, "a": 9})
+            attempt({"a": 9, "x": bad, "z": 9})
         assert tree(out) == before
     table.update_row({"z": 2})
     table.flush_row()
@@ -1067,7 +1067,7 @@ def test_a_longer_torn_end_is_told_of_and_kept_aside(run, torn_file):
 
 
 def test_a_reader_never_mixes_two_generations_of_a_table(run, monkeypatch):
-    began = []
+    table, began = Store(run.parent, "run", mode="r")["t"], []
 
     def start_afresh(path, *args, **kwargs):
         """Open; but then, for the first file of the table, the run starts afresh."""
@@ -1076,12 +1076,12 @@ def test_a_reader_never_mixes_two_generations_of_a_table(run, monkeypatch):
             began.append(path)
             with Store(run.parent, "run", mode="w") as store:
                 for i in range(5):
-                    table = store.add_table("t", SCHEMA)
-                    table.append_row({"i": i, "note": f"other {i}"})
+                    other = store.add_table("t", SCHEMA)
+                    other.append_row({"i": i, "note": f"other {i}"})
         return opened
 
     monkeypatch.setattr(cox, "open", start_afresh, raising=False)
-    notes = Store(run.parent, "run", mode="r")["t"].df["note"].tolist()
+    notes = table.df["note"].tolist()
     assert began
     assert notes in ([f"row {i}" for i in range(3)], [f"other {i}" for i in range(5)])
 
@@ -1157,6 +1157,25 @@ def test_a_short_write_is_repaired(store, out, around, suffix):
 
 def read_frame(path):
     return pd.DataFrame(read_rows(path))
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3], ids=["object", "text", "rows"])
+def test_a_row_that_fails_leaves_no_file_of_its_objects(store, out, around, failing):
+    table = store.add_table("t", {"x": PICKLE})
+    table.append_row({"x": [0]})
+    before, writes = tree(out), itertools.count(1)
+
+    def fail(call, name, *args):
+        if name == "write" and next(writes) == failing:
+            raise OSError(errno.ENOSPC, "full")
+        return call(*args)
+
+    around(fail)
+    with pytest.raises(OSError, match=r"still staged|value"):
+        table.append_row({"x": [1]})
+    assert tree(out).keys() == before.keys()
+    table.append_row({"x": [1]})
+    assert CollectionReader(out).df("t")["x"].tolist() == [[0], [1]]
 
 
 def test_a_signal_handler_that_logs_within_a_row_gets_an_error(store, around):
@@ -1385,6 +1404,23 @@ def test_a_live_run_of_the_original_is_read_but_not_written(original):
         assert not (original / ".tables").exists()
     log(store, 1)
     store.close()
+
+
+def test_two_processes_convert_a_run_once(original, around):
+    others = []
+
+    def convert_meanwhile(call, name, *args):
+        if name == "flock" and not others:
+            others.append(True)
+            with Store(original.parent, "run") as other:
+                log(other, 1)
+        return call(*args)
+
+    around(convert_meanwhile)
+    with Store(original.parent, "run") as store:
+        log(store, 1)
+        assert_logged(store["t"].df, 5)
+    assert others
 
 
 class Bomb:
@@ -1733,7 +1769,7 @@ def test_a_forked_child_neither_writes_nor_exports(tmp_path):
                     attempt({"i": 9, "note": "from the child"})
                     table.flush_row()
                 except cox.CoxError as error:
-                    print("fork" in str(error), flush=True)
+                    print("fork()" in str(error), flush=True)
             sys.exit(5)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
         assert os.stat(sys.argv[1] + "/run/store.h5") == before
