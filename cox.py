@@ -190,6 +190,11 @@ PICKLE: Final = "__pickle__"
 PYTORCH_STATE: Final = "__pytorch_state__"
 """Column of what ``torch.save`` takes, each in a file of its own."""
 
+_O_BINARY: Final[int] = getattr(os, "O_BINARY", 0)  # Windows would translate newlines
+_O_APPEND: Final = os.O_RDWR | os.O_APPEND | _O_BINARY
+_O_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _O_BINARY
+_O_LOCK: Final = os.O_RDWR | os.O_CREAT | _O_BINARY
+
 # pandas reads and writes an HDF5 file as bytes in memory: no lock of HDF5 is
 # taken, and a disk that is full shows when we write the bytes, not in silence.
 _HDF5_OPTIONS: Final[Mapping[str, Any]] = {
@@ -706,12 +711,6 @@ def _read_file(path: str) -> bytes:
         return file.read()
 
 
-_O_BINARY: Final[int] = getattr(os, "O_BINARY", 0)  # Windows would translate newlines
-_O_APPEND: Final = os.O_RDWR | os.O_APPEND | _O_BINARY
-_O_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _O_BINARY
-_O_LOCK: Final = os.O_RDWR | os.O_CREAT | _O_BINARY
-
-
 def _is_same_file(fd: int, path: str) -> bool:
     try:
         return os.path.samestat(os.fstat(fd), os.stat(path))
@@ -770,20 +769,8 @@ def _write_all(fd: int, data: bytes) -> None:
         written += os.write(fd, data[written:])
 
 
-def _create_object(path: str, data: bytes) -> None:
-    try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        fd = os.open(path, _O_CREATE, 0o666)
-        try:
-            _write_all(fd, data)
-        finally:
-            os.close(fd)
-    except OSError as err:
-        raise _storage_error(err, "could not write the value", path) from err
-
-
 def _sync_dir(path: str) -> None:
-    with contextlib.suppress(OSError, PermissionError):  # Windows opens no directory
+    with contextlib.suppress(OSError):  # Windows opens no directory
         fd = os.open(path, os.O_RDONLY)
         try:
             os.fsync(fd)
@@ -795,16 +782,15 @@ def _storage_error(err: OSError, what: str, path: str) -> StorageError:
     return StorageError(err.errno, f"{what}: {os.strerror(err.errno or 0)}", path)
 
 
-def _write_file(path: str, data: bytes, sync: bool = True) -> None:
+def _write_file(path: str, data: bytes, new_dir: str = "", sync: bool = True) -> None:
     """Make or replace a file in one step.
 
-    It is written under another name (1), synced (2), moved to its place (3), and
-    the move synced (4): a crash leaves the old file before 3, the new one after.
+    It is written under another name, in ``new_dir`` or beside (1), synced (2), moved
+    to its place (3), and the move synced (4). A crash leaves the old file before 3,
+    the new one after.
     """
     directory, name = os.path.split(path)
-    if not os.path.basename(directory).startswith(_TABLES_DIR):
-        directory = os.path.join(directory, _TABLES_DIR)  # a run shows no such file
-    new_path = os.path.join(directory, name + _NEW)
+    new_path = os.path.join(new_dir or directory, name + _NEW)
     try:
         fd = os.open(new_path, _O_CREATE, 0o666)
         try:
@@ -819,7 +805,7 @@ def _write_file(path: str, data: bytes, sync: bool = True) -> None:
             os.unlink(new_path)
         raise _storage_error(err, "could not write the file", path) from err
     if sync:
-        _sync_dir(os.path.dirname(path))
+        _sync_dir(directory)
 
 
 def _dated_path(path: str) -> str:
@@ -836,10 +822,10 @@ class _RowWriter:
 
     def __init__(self, path: str, schema: _Schema) -> None:
         found, body, text, scan = _read_table(path)
-        if found.columns != schema.columns:
+        if found.header != schema.header:
             raise SchemaError(
-                f"{path + _ROWS} has columns {found.columns} by now, not "
-                f"{schema.columns}; open the Store again"
+                f"{path + _ROWS} was made anew, with columns {found.columns}; open the "
+                "Store again"
             )
         self.path = path
         self._schema = found
@@ -959,10 +945,7 @@ class _TypeUnpickler(_PlainUnpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module in ("builtins", "__builtin__") and name in self._builtins:
             return self._builtins[name]
-        if (module, name) in (
-            ("dill._dill", "_load_type"),
-            ("dill.dill", "_load_type"),
-        ):
+        if module in ("dill._dill", "dill.dill") and name == "_load_type":
             return self._builtins.__getitem__
         if module == "numpy":
             numpy_type = getattr(np, name, None)
@@ -1089,6 +1072,20 @@ def _clear_frames(store: Any, names: Collection[str]) -> bool:
     return True
 
 
+def _put_frames(store: Any, all_rows: Mapping[str, _Rows]) -> bytes:
+    with warnings.catch_warnings():
+        # names that are no Python identifiers, wide frames, text as pickles: all meant
+        warnings.simplefilter("ignore", tables.NaturalNameWarning)
+        warnings.simplefilter("ignore", pd.errors.PerformanceWarning)
+        warnings.simplefilter("ignore", tables.PerformanceWarning)
+        for name in sorted(all_rows):  # "a" before "a/b", which is a group in it
+            try:
+                _put_frame(store, name, all_rows[name])
+            except ValueError as err:
+                _log.warning("table %r is left out of %s: %s", name, _STORE_NAME, err)
+    return _hdf5_image(store)
+
+
 def _export_image(all_rows: Mapping[str, _Rows], old: bytes) -> tuple[bytes, str]:
     """Return the bytes of a store.h5 with these tables and the user's own frames.
 
@@ -1099,30 +1096,18 @@ def _export_image(all_rows: Mapping[str, _Rows], old: bytes) -> tuple[bytes, str
     Returns:
         The bytes, and if ``old`` must be kept aside, why.
     """
-    base, why = b"", ""
+    reason = ""
     if old and old != _empty_image():
         try:
             with _open_hdf5(old) as store:
                 if not _clear_frames(store, all_rows):
-                    why = "rows were added to a table of cox in it by something else"
+                    reason = "rows were added to a table of cox in it by something else"
                 elif next(store.root._v_file.walk_nodes("/", "Leaf"), None) is not None:
-                    base = _hdf5_image(store)
+                    return _put_frames(store, all_rows), ""
         except (tables.HDF5ExtError, OSError, ValueError, AttributeError) as err:
-            why = f"it could not be opened ({err})"
-    with warnings.catch_warnings():
-        # names that are no Python identifiers, wide frames, text as pickles: all meant
-        warnings.simplefilter("ignore", tables.NaturalNameWarning)
-        warnings.simplefilter("ignore", pd.errors.PerformanceWarning)
-        warnings.simplefilter("ignore", tables.PerformanceWarning)
-        with _open_hdf5(base) as store:
-            for name in sorted(all_rows):  # "a" before "a/b", which is a group in it
-                try:
-                    _put_frame(store, name, all_rows[name])
-                except ValueError as err:
-                    _log.warning(
-                        "table %r is left out of %s: %s", name, _STORE_NAME, err
-                    )
-            return _hdf5_image(store), why
+            reason = f"it could not be opened ({err})"
+    with _open_hdf5() as store:
+        return _put_frames(store, all_rows), reason
 
 
 def _original_tables(run_dir: str) -> dict[str, _Rows]:
@@ -1138,16 +1123,14 @@ def _original_tables(run_dir: str) -> dict[str, _Rows]:
         error: Exception | None = None
         try:
             with _open_hdf5(image or b"empty") as store:
-                groups = [
-                    g for g in store.root._f_walk_groups() if "COX_DATA" in g._v_attrs
-                ]
-                original = dict(map(_original_table, groups))
+                groups = store.root._f_walk_groups()
+                ours = [group for group in groups if "COX_DATA" in group._v_attrs]
+                original = dict(map(_original_table, ours))
         except (tables.HDF5ExtError, OSError, ValueError, LookupError) as err:
             error = err
         after = os.stat(path)
-        is_changed = (before.st_mtime_ns, before.st_size) != (
-            after.st_mtime_ns,
-            after.st_size,
+        is_changed = (
+            before.st_mtime_ns != after.st_mtime_ns or len(image) != after.st_size
         )
         if error is None and not is_changed:
             return original
@@ -1279,32 +1262,23 @@ class _Run:
     def __init__(self, path: str, mode: str) -> None:
         self.path = path
         self.mode = mode
+        self.tables_dir = os.path.join(path, _TABLES_DIR)
+        self.objects_dir = os.path.join(path, _OBJECTS_DIR)
+        self.store_path = os.path.join(path, _STORE_NAME)
         self.lock = threading.RLock()  # held during every change
         self.is_busy = False  # a row is being staged or written
-        self._is_changed = False  # store.h5 is behind the tables; see is_changed
-        self._exported: dict[str, tuple[int, int]] = {}  # writers' ends at the last one
         self.refusal = ""  # why this process may not write
+        self.unsynced: list[str] = []  # paths of new files in .table_objects/
         self._lock_fd = -1
         self._writers: dict[str, _RowWriter] = {}
-        self.unsynced: list[str] = []  # paths of new files in .table_objects/
         self._export_lock = threading.RLock()
         self._is_exporting = False
+        self._is_changed = False  # tables were made or erased since the last export
+        self._exported: dict[str, tuple[int, int]] = {}  # where the writers were then
         if mode == "r":
             self.refusal = "it was opened with mode 'r'; open it with mode 'a'"
         else:
             _runs.add(self)
-
-    @property
-    def tables_dir(self) -> str:
-        return os.path.join(self.path, _TABLES_DIR)
-
-    @property
-    def objects_dir(self) -> str:
-        return os.path.join(self.path, _OBJECTS_DIR)
-
-    @property
-    def store_path(self) -> str:
-        return os.path.join(self.path, _STORE_NAME)
 
     def create(self, new: bool) -> None:
         """Make what a new run lacks, or one whose process died while making it."""
@@ -1313,9 +1287,7 @@ class _Run:
             os.mkdir(self.tables_dir)
         except FileExistsError:
             if new:
-                raise StoreExistsError(
-                    f"{self.path} was just made by another"
-                ) from None
+                raise StoreExistsError(f"{self.path} was made meanwhile") from None
         for attempts_left in reversed(range(200)):
             if os.path.exists(self.store_path):
                 return
@@ -1330,9 +1302,13 @@ class _Run:
             for name in ("save", _TENSORBOARD_DIR):
                 os.makedirs(os.path.join(self.path, name), exist_ok=True)
             if not os.path.exists(self.store_path):
-                _write_file(self.store_path, _empty_image(), sync=False)
+                self._write_store(self.store_path, _empty_image(), sync=False)
         finally:
             self._release()
+
+    def _write_store(self, path: str, image: bytes, sync: bool = True) -> None:
+        # by way of .tables, as `ls` shows only what is whole
+        _write_file(path, image, self.tables_dir, sync)
 
     def claim(self) -> None:
         """Take the lock before a write; convert a run of the original cox.
@@ -1407,11 +1383,11 @@ class _Run:
         shutil.rmtree(self.objects_dir, ignore_errors=True)
         self._is_changed = True
 
-    def create_table(self, name: str, schema: _Schema) -> None:
-        """Make a table, or make sure that the one there has the same schema.
+    def create_table(self, name: str, schema: _Schema) -> _Schema:
+        """Make a table, or return the schema of the one there if it is the same.
 
         Raises:
-            SchemaError: It has another one, or the name is too long.
+            SchemaError: It is another one, or the name is too long.
         """
         self.claim()
         if len(os.path.basename(_table_path("", name))) > _TABLE_NAME_MAX:
@@ -1422,13 +1398,13 @@ class _Run:
         if name not in (_list_tables(self.path) or ()):
             _create_table(self.tables_dir, name, _Rows(schema.header, [], [], b"", b""))
             self._is_changed = True
-            return
-        columns = _decode_header(_read_header(self.path, name)).columns
-        if columns != schema.columns:
+        found = _decode_header(_read_header(self.path, name))
+        if found.columns != schema.columns:
             raise SchemaError(
-                f"table {name!r} in {self.path} has columns {columns}, not "
+                f"table {name!r} in {self.path} has columns {found.columns}, not "
                 f"{schema.columns}; use another name, or a new run"
             )
+        return found  # whose columns may be in another order
 
     def writer(self, name: str, schema: _Schema) -> _RowWriter:
         """Open the files of a table; repair their end."""
@@ -1449,48 +1425,57 @@ class _Run:
 
     def checkpoint(self) -> None:
         """Wait until all rows are on the disk, then write store.h5 anew."""
-        with self._export_lock:
-            if self._is_exporting:  # a signal handler in the middle of it
-                return
-            with self.lock:
-                self.claim()
-                writers = list(self._writers.values())
-                unsynced, self.unsynced = self.unsynced, []
-                self._is_changed = False
-                self._exported = {w.path: w.end for w in writers}
-            self._is_exporting = True
-            try:
-                self._sync(writers, unsynced)
-                self._export()
-            except BaseException:
-                self._is_changed = True
-                self.unsynced += unsynced
-                raise
-            finally:
-                self._is_exporting = False
+        # `lock` is never waited for under `_export_lock`: a signal handler that comes
+        # amid a row holds the one and may want the other
+        with self.lock:
+            self.claim()
+            writers = list(self._writers.values())
+            ends = {writer.path: writer.end for writer in writers}
+            unsynced, self.unsynced = self.unsynced, []
+            self._is_changed = False
+        try:
+            with self._export_lock:
+                if self._is_exporting:
+                    raise WriteRefusedError(
+                        f"a signal handler came amid an export of {self.path}; set a "
+                        "flag there and close in the main program"
+                    )
+                try:
+                    self._is_exporting = True
+                    self._sync(writers, unsynced)
+                    self._export()
+                finally:
+                    self._is_exporting = False
+        except BaseException:
+            self._is_changed = True
+            self.unsynced += unsynced
+            raise
+        self._exported = ends
 
     def _sync(self, writers: list[_RowWriter], object_paths: list[str]) -> None:
-        for path in object_paths:
-            with open(path, "rb+") as file:
-                os.fsync(file.fileno())
-        for writer in writers:
-            writer.sync()
+        try:
+            for path in object_paths:
+                with contextlib.suppress(FileNotFoundError), open(path, "rb+") as file:
+                    os.fsync(file.fileno())
+            for writer in writers:
+                writer.sync()
+        except OSError as err:
+            raise _storage_error(err, "could not sync the rows", self.path) from err
         for directory in (self.objects_dir, self.tables_dir):
             _sync_dir(directory)
 
     def _export(self) -> None:
         names = _list_tables(self.path) or []
         all_rows = {name: _read_rows(self.path, name) for name in names}
-        try:
+        old = b""
+        with contextlib.suppress(FileNotFoundError):
             old = _read_file(self.store_path)
-        except FileNotFoundError:
-            old = b""
         image, reason = _export_image(all_rows, old)
         if reason:
             aside = _dated_path(self.store_path)
-            _write_file(aside, old)
+            self._write_store(aside, old)
             _log.warning("kept %s as %s: %s", self.store_path, aside, reason)
-        _write_file(self.store_path, image)
+        self._write_store(self.store_path, image)
 
     def close(self) -> None:
         """Export if anything changed, and give up the lock.
@@ -1499,18 +1484,17 @@ class _Run:
             StorageError: store.h5 could not be written. The run stays open: the
                 rows are safe in their own files, and close() may be tried again.
         """
-        with self._export_lock:
-            if self.is_changed:
-                self.checkpoint()
-            with self.lock:
+        if self.is_changed:
+            self.checkpoint()
+        with self.lock:
+            if not self.is_busy:  # else a signal handler came amid a row: close later
                 self.refusal = self.refusal or "its Store was closed; open it again"
                 self._release()
 
     def _release(self) -> None:
-        if not self.is_busy:  # else a signal handler closes it in the middle of a row
-            for writer in self._writers.values():
-                writer.close()
-            self._writers.clear()
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
         fd, self._lock_fd = self._lock_fd, -1
         if fd >= 0:
             os.close(fd)
@@ -1525,12 +1509,15 @@ class _Run:
         self.lock, self._export_lock = threading.RLock(), threading.RLock()
         self._release()
 
-    def __del__(self) -> None:
+    def close_at_last(self) -> None:
+        """Close, where nobody is left to take an exception."""
         try:
             self.close()
         except Exception:
             _log.exception("could not write %s; the rows are safe", self.store_path)
             self._release()
+
+    __del__ = close_at_last
 
 
 _runs: Final[weakref.WeakSet[_Run]] = weakref.WeakSet()  # for fork and exit
@@ -1544,20 +1531,14 @@ def _flock(fd: int) -> bool:
     except OSError as err:
         if err.errno in (errno.EWOULDBLOCK, errno.EACCES):
             return False
-        if err.errno not in (
-            errno.ENOLCK,
-            errno.ENOTSUP,
-            errno.EOPNOTSUPP,
-            errno.ENOSYS,
-        ):
+        if err.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP):
             raise
-        # a file system without locks: go on without
-    return True
+    return True  # also on a file system that has no locks
 
 
 def _close_runs() -> None:
     for run in list(_runs):
-        run.__del__()
+        run.close_at_last()
 
 
 def _after_fork_in_child() -> None:
@@ -1613,12 +1594,12 @@ class Table:
         self.name = name
         self._run = store._run
         self._schema = _decode_header(_encode_header(schema))
+        if not has_initialized:
+            with self._run.lock:
+                self._schema = self._run.create_table(name, self._schema)
         self._objects_dir = table_obj_dir
         self._staged = self._schema.blank.copy()  # converted values; None: none yet
         self._writer: _RowWriter | None = None  # from the first row on
-        if not has_initialized:
-            with self._run.lock:
-                self._run.create_table(name, self._schema)
 
     def __repr__(self) -> str:
         columns = ", ".join(f"{c}: {kind}" for c, kind in self._schema.columns.items())
@@ -1798,7 +1779,8 @@ class Table:
         for i in self._schema.file_fields:
             uid = str(uuid.uuid4())
             paths.append(os.path.join(self._objects_dir, uid))
-            _create_object(paths[-1], values[i])
+            os.makedirs(self._objects_dir, exist_ok=True)
+            _write_file(paths[-1], values[i], self._run.tables_dir, sync=False)
             values[i] = uid.encode()
 
     def get_pickle(self, uid: str) -> Any:

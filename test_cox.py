@@ -867,6 +867,8 @@ def test_a_uid_that_points_elsewhere_is_refused(out, kind, uid, tmp_path):
     uid = uid.format(evil=evil)
     run = make_run(out, "run", t=({"x": kind}, [(uid,)]))
     evil.write_bytes(pickle.dumps("escaped"))
+    if kind == PYTORCH_STATE:
+        pytest.importorskip("torch")
     table = Store(out, "run")["t"]
     get = table.get_pickle if kind == PICKLE else table.get_state_dict
     with pytest.raises(CoxError):
@@ -1159,19 +1161,20 @@ def read_frame(path):
     return pd.DataFrame(read_rows(path))
 
 
-@pytest.mark.parametrize("failing", [1, 2, 3], ids=["object", "text", "rows"])
-def test_a_row_that_fails_leaves_no_file_of_its_objects(store, out, around, failing):
+@pytest.mark.parametrize("suffix", [".text", ".rows"])
+def test_a_row_that_fails_leaves_no_file_of_its_objects(store, out, around, suffix):
     table = store.add_table("t", {"x": PICKLE})
     table.append_row({"x": [0]})
-    before, writes = tree(out), itertools.count(1)
+    before, path, hit = tree(out), out / "run" / ".tables" / f"t{suffix}", []
 
     def fail(call, name, *args):
-        if name == "write" and next(writes) == failing:
+        if name == "write" and not hit and is_open_at(args[0], path):
+            hit.append(True)
             raise OSError(errno.ENOSPC, "full")
         return call(*args)
 
     around(fail)
-    with pytest.raises(OSError, match=r"still staged|value"):
+    with pytest.raises(OSError, match="still staged"):
         table.append_row({"x": [1]})
     assert tree(out).keys() == before.keys()
     table.append_row({"x": [1]})
