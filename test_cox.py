@@ -14,6 +14,7 @@ import io
 import itertools
 import json
 import logging
+import math
 import multiprocessing
 import os
 import pathlib
@@ -27,11 +28,16 @@ import socket
 import struct
 import subprocess
 import sys
+import textwrap
 import threading
+import time
 import types
 import unittest
+import urllib.parse
+import urllib.request
 import uuid
 import warnings
+import wave
 import zlib
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from urllib.parse import unquote
@@ -42,6 +48,7 @@ import pytest
 import tables
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tensorboard.compat.proto import event_pb2, summary_pb2
 
 import cox
 from cox import OBJECT, PICKLE, PYTORCH_STATE, CollectionReader, CoxError, Store
@@ -1536,9 +1543,953 @@ def test_reprs_say_what_and_where(run):
 # TensorBoard events
 ###############################################################################
 
+STEPS = st.integers(-(2**63), 2**63 - 1) | st.integers(0, 2**35 + 1)
+FLOATS = st.floats() | st.floats(width=32)
+TAGS = st.text(max_size=300)
+
+
+def crc32c(data: bytes) -> int:
+    """CRC-32C bit by bit."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def parse_records(data: bytes) -> list:
+    """Take whole files apart, checking every length and CRC."""
+    found = []
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        body = data[12 : 12 + length]
+        for part, stored in (data[:8], data[8:12]), (body, data[12 + length :][:4]):
+            crc = crc32c(part)
+            masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+            assert stored == masked.to_bytes(4, "little")
+        found.append(event_pb2.Event.FromString(body))
+        data = data[16 + length :]
+    return found
+
+
+def read_events(logdir: str | os.PathLike) -> list:
+    """Events of all files of a directory, the file versions checked and left out."""
+    found = []
+    for path in sorted(pathlib.Path(logdir).glob("*tfevents*")):
+        first, *rest = parse_records(path.read_bytes())
+        assert first.file_version == "brain.Event:2"
+        found += rest
+    return found
+
+
+def read_values(logdir: str | os.PathLike) -> list:
+    return [value for event in read_events(logdir) for value in event.summary.value]
+
+
+def as_float32(x: float) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.float32(x))
+
+
+def same(x: float, y: float) -> bool:
+    return x == y or (math.isnan(x) and math.isnan(y))
+
+
+def test_crc_of_the_standard_check_string():
+    assert cox._crc32c(b"123456789") == 0xE3069283
+
+
+@settings(max_examples=100)
+@given(data=st.binary(min_size=4, max_size=1500))
+def test_crc_is_right_at_any_length(data):
+    assert cox._crc32c(data) == crc32c(data)
+
+
+def test_crc_of_more_than_a_slab_of_blocks():
+    data = np.random.default_rng(0).bytes(70_001)
+    assert cox._crc32c(data) == crc32c(data)
+
+
+def test_golden_bytes_of_a_scalar():
+    record = cox._encode_scalar("a", 1.0, 2.0, 3)
+    assert record == (
+        b"\x1b\0\0\0\0\0\0\0" + record[8:12] + b"*\n\n\x08\n\x01a\x15\0\0\x80?"
+        b"\t\0\0\0\0\0\0\0@\x10\x83\x80\x80\x80\0" + record[-4:]
+    )
+
+
+@settings(max_examples=100)
+@given(TAGS, FLOATS, st.floats(), STEPS)
+def test_scalar_is_what_protobuf_reads(tag, value, wall_time, step):
+    (event,) = parse_records(cox._encode_scalar(tag, value, wall_time, step))
+    assert same(event.wall_time, wall_time)
+    assert event.step == step
+    (read,) = event.summary.value
+    assert read.tag == tag
+    assert same(read.simple_value, as_float32(value))
+
+
+@settings(max_examples=100)
+@given(TAGS, st.dictionaries(TAGS, FLOATS, max_size=30), st.floats(), STEPS)
+def test_row_is_what_protobuf_reads(tag, row, wall_time, step):
+    template = cox._row_template(tag, *row)
+    (event,) = parse_records(template.encode([*row.values()], wall_time, step))
+    assert same(event.wall_time, wall_time)
+    assert event.step == step
+    assert [value.tag for value in event.summary.value] == [f"{tag}/{c}" for c in row]
+    for value, expected in zip(event.summary.value, row.values(), strict=True):
+        assert same(value.simple_value, as_float32(expected))
+
+
+def test_caches_are_bounded():
+    for i in range(10_000):
+        cox._encode_scalar(str(i), 0.0, 0.0, 0)
+    assert cox._encode_scalar_head.cache_info().currsize <= 4096
+    assert cox._row_template.cache_info().maxsize <= 64
+
+
+@settings(max_examples=100)
+@given(st.binary(min_size=1, max_size=600), st.integers(1, 2**31 - 1), STEPS)
+def test_messages_equal_those_of_protobuf(payload, size, step):
+    value = summary_pb2.Summary.Value(tag="t")
+    value.image.height, value.image.width, value.image.colorspace = 1, size, 3
+    value.image.encoded_image_string = payload
+    mine = cox._encode_image("t", (1, size, 3), payload)
+    assert mine == cox._pb_bytes(1, value.SerializeToString())
+    event = event_pb2.Event.FromString(cox._encode_event(1.5, step, mine))
+    assert (event.step, event.wall_time) == (step, 1.5)
+    assert event.summary.value[0] == value
+
+
+def test_hparams_equal_those_of_tensorboard():
+    summary_v2 = pytest.importorskip("tensorboard.plugins.hparams.summary_v2")
+    plain = {"lr": 0.1, "n": 3, "on": True, "opt": "sgd"}
+    odd = {"none": None, "nan": float("nan"), "np_nan": np.float32("nan")}
+    mine = cox._encode_hparams({**plain, **odd}, "run", 5.0)
+    summary = summary_pb2.Summary.FromString(mine)
+    expected = summary_v2.hparams_pb(plain, trial_id="run", start_time_secs=5.0)
+    read = summary.value[0]
+    assert read.tag == expected.value[0].tag
+    assert read.tensor == expected.value[0].tensor
+    assert decode_hparams(read) == decode_hparams(expected.value[0])
+
+
+def decode_hparams(value):
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    assert value.metadata.plugin_data.plugin_name == "hparams"
+    content = value.metadata.plugin_data.content
+    return plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
+
+
+@pytest.mark.parametrize(
+    ("given_value", "kind", "expected"),
+    [
+        pytest.param(np.int64(3), "number_value", 3.0, id="numpy-int"),
+        pytest.param(np.float32(0.5), "number_value", 0.5, id="numpy-float"),
+        pytest.param(np.bool_(True), "bool_value", True, id="numpy-bool"),
+        pytest.param([64, 32], "string_value", "64.32", id="list"),
+        pytest.param(
+            pathlib.Path("a") / "b", "string_value", str(pathlib.Path("a/b")), id="path"
+        ),
+        pytest.param(np.arange(2), "string_value", "[0 1]", id="array"),
+        pytest.param(10**400, "number_value", math.inf, id="huge-int"),
+    ],
+)
+def test_hparams_of_other_types(given_value, kind, expected):
+    summary = summary_pb2.Summary.FromString(
+        cox._encode_hparams({"x": given_value}, "", 0.0)
+    )
+    read = decode_hparams(summary.value[0]).hparams["x"]
+    assert read.WhichOneof("kind") == kind
+    assert getattr(read, kind) == expected
+
+
 ###############################################################################
 # Event writer
 ###############################################################################
+
+
+def pixels_of(image) -> np.ndarray:
+    pil = pytest.importorskip("PIL.Image")
+    with pil.open(io.BytesIO(image.encoded_image_string)) as decoded:
+        return np.asarray(decoded)
+
+
+def log_every_kind(writer) -> None:
+    """What both tensorboardX and cox can log."""
+    rng = np.random.default_rng(0)
+    for step in range(5):
+        writer.add_scalar("loss/train", 1 / (step + 1), step)
+    writer.add_scalar("no_step", 7)
+    writer.add_scalar("named", 2.0, 3, 1e9, "Display name", "Description")
+    writer.add_scalars("pair", {"x": 1.0, "y": np.float32(2)}, 4)
+    writer.add_histogram("normal", rng.normal(size=1000), 1)
+    writer.add_histogram("auto", np.arange(10), 1, bins="auto", max_bins=3)
+    writer.add_histogram("constant", np.full(5, 2.5), 1)
+    writer.add_histogram_raw("raw", 0.0, 2.0, 3, 4.0, 6.0, [1.0, 2.0], [1, 2], 2)
+    pixels = rng.integers(0, 256, (3, 8, 12), np.uint8)
+    writer.add_image("chw", pixels, 1)
+    writer.add_image("hw", pixels[0], 1, dataformats="HW")
+    writer.add_images("grid", rng.integers(0, 256, (10, 3, 4, 5), np.uint8), 1)
+    writer.add_text("notes", "# Title\n*text*", 2)
+    labels, predictions = rng.integers(0, 2, 100), rng.random(100)
+    writer.add_pr_curve("curve", labels, predictions, 1, num_thresholds=20)
+    writer.add_pr_curve_raw("curve_raw", *rng.random((6, 5)), 1, num_thresholds=5)
+    writer.add_custom_scalars(
+        {"group": {"both": ["Multiline", ["loss/train", "named"]]}}
+    )
+    writer.add_embedding(rng.random((4, 3)), list("abcd"), rng.random((4, 3, 5, 5)), 1)
+
+
+def log_own_kinds(writer) -> None:
+    """What tensorboardX needs more libraries for, or does otherwise."""
+    rng = np.random.default_rng(0)
+    writer.add_audio("sound", np.sin(np.arange(4000) / 10), 1, 8000)
+    writer.add_video("film", rng.integers(0, 256, (1, 3, 3, 8, 8), np.uint8), 1)
+    writer.add_hparams({"lr": 0.1, "layers": [64, 32]}, {"final": 0.5}, global_step=1)
+    writer._add_scalar_row("table", {"mx": 1.5, "mx^2": 2.25}, 3)
+
+
+def values_by_tag(logdir) -> dict:
+    found = {}
+    for path in pathlib.Path(logdir).rglob("*tfevents*"):
+        for event in parse_records(path.read_bytes())[1:]:
+            for value in event.summary.value:
+                run = str(path.parent.relative_to(logdir))
+                found.setdefault((run, value.tag), []).append((event.step, value))
+    return found
+
+
+def test_same_program_gives_what_tensorboardx_gives(tmp_path):
+    tensorboardx = pytest.importorskip("tensorboardX")
+    with tensorboardx.SummaryWriter(str(tmp_path / "theirs")) as writer:
+        log_every_kind(writer)
+    with cox.EventWriter(tmp_path / "ours") as writer:
+        log_every_kind(writer)
+    theirs, ours = values_by_tag(tmp_path / "theirs"), values_by_tag(tmp_path / "ours")
+    assert theirs.keys() == ours.keys()
+    for key, points in theirs.items():
+        for (step, their), (own_step, own) in zip(points, ours[key], strict=True):
+            assert own_step == step
+            kind = their.WhichOneof("value")
+            assert own.WhichOneof("value") == kind
+            assert own.metadata == their.metadata
+            if kind == "simple_value":
+                assert own.simple_value == their.simple_value
+            elif kind == "histo":
+                for field in "min", "max", "num", "sum", "sum_squares":
+                    assert getattr(own.histo, field) == pytest.approx(
+                        getattr(their.histo, field)
+                    )
+                assert sum(own.histo.bucket) == sum(their.histo.bucket)
+            elif kind == "image":
+                own_pixels = pixels_of(own.image)
+                if own_pixels.ndim == 2:  # tensorboardX makes three equal channels
+                    own_pixels = np.stack([own_pixels] * 3, -1)
+                np.testing.assert_array_equal(own_pixels, pixels_of(their.image))
+            else:
+                assert own.tensor.dtype == their.tensor.dtype
+                assert own.tensor.tensor_shape == their.tensor.tensor_shape
+                assert own.tensor.string_val == their.tensor.string_val
+                np.testing.assert_allclose(
+                    own.tensor.float_val, their.tensor.float_val, rtol=1e-6
+                )
+    for name in "00001/default/tensors.tsv", "00001/default/metadata.tsv":
+        assert (tmp_path / "ours" / name).read_text() == (
+            tmp_path / "theirs" / name
+        ).read_text()
+
+
+def test_projector_reads_the_embedding(tmp_path):
+    projector = pytest.importorskip(
+        "tensorboard.plugins.projector.projector_config_pb2"
+    )
+    text_format = pytest.importorskip("google.protobuf.text_format")
+    images = np.random.default_rng(0).integers(0, 256, (5, 3, 4, 4), np.uint8)
+    writer = cox.EventWriter(tmp_path)
+    writer.add_embedding(
+        np.eye(5), [[1, "é"]] * 5, images, 7, 'a/"b', metadata_header=["n", "name"]
+    )
+    writer.add_embedding(np.eye(2), tag="second")
+    config = projector.ProjectorConfig()
+    text_format.Parse((tmp_path / "projector_config.pbtxt").read_text("utf-8"), config)
+    first, second = config.embeddings
+    assert first.tensor_name == 'a/"b:00007'
+    assert second.tensor_path == "00000/second/tensors.tsv"
+    metadata = (tmp_path / first.metadata_path).read_text("utf-8")
+    assert metadata == "n\tname\n" + "1\té\n" * 5
+    assert list(first.sprite.single_image_dim) == [4, 4]
+    pil = pytest.importorskip("PIL.Image")
+    sprite = np.asarray(pil.open(tmp_path / first.sprite.image_path))
+    assert sprite.shape == (12, 12, 3)
+    np.testing.assert_array_equal(sprite[4:8, :4], images[3].transpose(1, 2, 0))
+    assert not list(tmp_path.glob("*tfevents*"))
+
+
+# tbparse itself uses what pandas will drop.
+@pytest.mark.filterwarnings("ignore:The inplace keyword")
+def test_readers_of_event_files_agree(tmp_path):
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    )
+    tbparse = pytest.importorskip("tbparse")
+    values = [0.1, -math.inf, math.nan, 1e40, -0.0]
+    steps = [-5, 0, 127, 2**35, 2**62]
+    with cox.EventWriter(tmp_path) as writer:
+        for step, value in zip(steps, values, strict=True):
+            writer.add_scalar("tag é", value, step, walltime=step)
+    loaded = accumulator.EventAccumulator(str(tmp_path)).Reload().Scalars("tag é")
+    assert [point.step for point in loaded] == steps
+    assert [point.wall_time for point in loaded] == steps
+    np.testing.assert_array_equal(
+        [point.value for point in loaded], [as_float32(value) for value in values]
+    )
+    frame = tbparse.SummaryReader(str(tmp_path)).scalars
+    assert frame["step"].tolist() == steps
+    assert set(frame["tag"]) == {"tag é"}
+
+
+@pytest.fixture(scope="module", params=["true", "false"], ids=["fast", "slow"])
+def tensorboard_url(request, tmp_path_factory):
+    """A TensorBoard over every kind, with the fast and with the slow loader."""
+    program = pytest.importorskip("tensorboard.program")
+    logdir = tmp_path_factory.mktemp("logdir")
+    with cox.EventWriter(logdir / "run") as writer:
+        log_every_kind(writer)
+        log_own_kinds(writer)
+    command = (
+        "import sys; from tensorboard import program; t = program.TensorBoard();"
+        "t.configure(argv=['', *sys.argv[1:]]); t.main()"
+    )
+    arguments = ["--logdir", str(logdir), "--port", "0", "--load_fast", request.param]
+    assert program
+    process = subprocess.Popen(
+        [sys.executable, "-c", command, *arguments, "--reload_multifile", "true"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for line in process.stderr:
+            if "http://" in line:
+                url = line.partition("http://")[2].split()[0]
+                break
+        drain = threading.Thread(target=process.stderr.read, daemon=True)
+        drain.start()
+        yield f"http://{url}"
+    finally:
+        process.terminate()
+        process.wait()
+        drain.join()
+        process.stderr.close()
+
+
+def fetch(url: str, **query: object) -> bytes:
+    if query:
+        url += "?" + urllib.parse.urlencode(query)
+    with urllib.request.urlopen(url) as answer:
+        return answer.read()
+
+
+def poll(url: str, until, **query: object):
+    """Ask until the data are loaded, which TensorBoard does in the background."""
+    deadline = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(urllib.error.HTTPError):
+            answer = json.loads(fetch(url, **query))
+            if until(answer) or time.monotonic() > deadline:
+                return answer
+        assert time.monotonic() < deadline, f"{url} {query} never came"
+        time.sleep(0.1)
+
+
+def test_tensorboard_serves_every_kind(tensorboard_url):
+    data = tensorboard_url.rstrip("/") + "/data"
+    plugin = data + "/plugin"
+    # The last things written: when they are there, all else is.
+    tags = poll(f"{plugin}/scalars/tags", lambda a: "table/mx^2" in a.get("run", {}))
+    assert {"loss/train", "named", "final", "table/mx"} <= tags["run"].keys()
+    poll(f"{plugin}/scalars/tags", lambda a: {"run/pair/x", "run/pair/y"} <= a.keys())
+    query = {"run": "run", "tag": "loss/train"}
+    points = json.loads(fetch(f"{plugin}/scalars/scalars", **query))
+    assert [(step, value) for _, step, value in points] == [
+        (step, as_float32(1 / (step + 1))) for step in range(5)
+    ]
+    for kind, route, tag in [
+        ("histograms", "histograms", "normal"),
+        ("histograms", "histograms", "constant"),
+        ("text", "text", "notes/text_summary"),
+        ("images", "images", "grid"),
+        ("images", "images", "film"),
+        ("audio", "audio", "sound"),
+    ]:
+        (entry,) = poll(f"{plugin}/{kind}/{route}", bool, run="run", tag=tag)
+        if tag == "constant":
+            assert entry[2] == [[2.5, 2.5, 5.0]]
+        if tag == "normal":
+            lefts, rights, counts = zip(*entry[2], strict=True)
+            assert sum(counts) == 1000
+            assert all(np.array(lefts) < rights)
+        if "Audio" in str(entry) or kind == "audio":
+            with urllib.request.urlopen(
+                f"{plugin}/audio/individualAudio?{entry['query']}"
+            ) as answer:
+                assert answer.headers["Content-Type"] == "audio/wav"
+                with wave.open(io.BytesIO(answer.read())) as sound:
+                    assert (sound.getframerate(), sound.getnframes()) == (8000, 4000)
+        if tag == "film":
+            gif = fetch(f"{plugin}/images/individualImage?{entry['query']}")
+            assert gif.startswith(b"GIF")
+    curves = poll(f"{plugin}/pr_curves/pr_curves", bool, run="run", tag="curve")
+    assert curves["run"][0]["recall"][0] == 1
+    layout = poll(f"{plugin}/custom_scalars/layout", bool)
+    assert layout["category"][0]["chart"][0]["multiline"]["tag"] == [
+        "loss/train",
+        "named",
+    ]
+    hparams = poll(f"{plugin}/hparams/experiment", bool, request="{}")
+    assert {info["name"] for info in hparams["hparamInfos"]} == {"lr", "layers"}
+
+
+FORMATS = [
+    pytest.param((3, 5, 7), "CHW", id="CHW"),
+    pytest.param((5, 7, 3), "HWC", id="HWC"),
+    pytest.param((5, 7), "HW", id="HW"),
+    pytest.param((1, 5, 7), "chw", id="one-channel"),
+    pytest.param((5, 7, 4), "HWC", id="alpha"),
+    pytest.param((7, 5), "WH", id="transposed"),
+]
+
+
+@pytest.mark.parametrize(("shape", "dataformats"), FORMATS)
+def test_image_decodes_to_the_pixels_given(tmp_path, shape, dataformats):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    with cox.EventWriter(tmp_path) as writer:
+        for image in (
+            pixels,
+            pixels / 255,
+            (pixels / np.float32(255)),
+            pixels.astype(int),
+        ):
+            writer.add_image("x", image, dataformats=dataformats)
+    axes = [
+        dataformats.upper().index(axis) for axis in "HWC" if axis in dataformats.upper()
+    ]
+    expected = np.squeeze(pixels.transpose(axes))
+    images = [value.image for value in read_values(tmp_path)]
+    for image in images:
+        assert (image.height, image.width) == (5, 7)
+        np.testing.assert_array_equal(pixels_of(image), expected)
+    assert len(images) == 4
+
+
+def test_pixels_out_of_range_are_clipped(tmp_path):
+    with cox.EventWriter(tmp_path) as writer:
+        writer.add_image("x", [[-1.0, 0.5], [2.0, math.nan]], dataformats="HW")
+        writer.add_image("x", [[-1, 128], [300, 0]], dataformats="HW")
+    for value in read_values(tmp_path):
+        np.testing.assert_array_equal(pixels_of(value.image), [[0, 128], [255, 0]])
+
+
+def test_grid_has_eight_columns_in_row_order(tmp_path):
+    images = np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones(
+        (1, 2, 3, 1), np.uint8
+    )
+    with cox.EventWriter(tmp_path) as writer:
+        writer.add_images("x", images, dataformats="NHWC")
+        writer.add_images("x", list(images), dataformats="HWC")
+    for value in read_values(tmp_path):
+        grid = pixels_of(value.image)
+        assert grid.shape == (4, 24)
+        assert grid[::2, ::3].tolist() == [[*range(8)], [8, 9, 0, 0, 0, 0, 0, 0]]
+
+
+def test_video_frames_are_the_pixels_given(tmp_path):
+    sequence = pytest.importorskip("PIL.ImageSequence")
+    pil = pytest.importorskip("PIL.Image")
+    shades = np.array([0, 100, 200], np.uint8)
+    video = shades[None, :, None, None, None] * np.ones((2, 1, 1, 4, 4), np.uint8)
+    with cox.EventWriter(tmp_path) as writer:
+        writer.add_video("x", video, fps=10)
+    (value,) = read_values(tmp_path)
+    gif = pil.open(io.BytesIO(value.image.encoded_image_string))
+    frames = [frame.convert("L") for frame in sequence.Iterator(gif)]
+    assert [np.unique(frame).tolist() for frame in frames] == [[0], [100], [200]]
+    assert frames[0].size == (8, 4)
+    assert gif.info["duration"] == 100
+
+
+def test_video_without_pillow_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ImportError, match="pip install pillow"):
+        cox.EventWriter(tmp_path).add_video("x", np.zeros((1, 1, 1, 2, 2)))
+
+
+@pytest.mark.parametrize(
+    ("sound", "channels"),
+    [
+        pytest.param(np.array([0, 1, -1, 2.0]), 1, id="mono"),
+        pytest.param(np.array([[0, 1, -1, 2.0]]), 1, id="torch"),
+        pytest.param(np.array([[0, 0], [1, 1], [-1, -1], [2, 2.0]]), 2, id="stereo"),
+        pytest.param(np.array([0, 32767, -32767, 32767], np.int16), 1, id="int16"),
+    ],
+)
+def test_audio_decodes_to_the_sound_given(tmp_path, sound, channels):
+    with cox.EventWriter(tmp_path) as writer:
+        writer.add_audio("x", sound, sample_rate=8000)
+    (value,) = read_values(tmp_path)
+    with wave.open(io.BytesIO(value.tensor.string_val[0])) as file:
+        assert file.getnchannels() == channels
+        decoded = np.frombuffer(file.readframes(9), "<i2")[::channels]
+    assert decoded.tolist() == [0, 32767, -32767, 32767]
+
+
+def test_figure_is_rendered_and_closed(tmp_path):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("Agg")
+    figures = [pyplot.figure(figsize=(2, 1), dpi=50, facecolor="red") for _ in range(2)]
+    canvas = figures[0].canvas
+    with cox.EventWriter(tmp_path) as writer:
+        writer.add_figure("one", figures[0], close=False)
+        assert figures[0].canvas is canvas
+        assert pyplot.get_fignums()
+        writer.add_figure("both", figures)
+    assert not pyplot.get_fignums()
+    one, both = (pixels_of(value.image) for value in read_values(tmp_path))
+    assert one.shape == (50, 100, 3)
+    assert both.shape == (50, 200, 3)
+    assert (both == [255, 0, 0]).all()
+
+
+def test_figure_needs_no_pyplot(tmp_path):
+    figure = pytest.importorskip("matplotlib.figure")
+    with cox.EventWriter(tmp_path) as writer:
+        writer.add_figure("x", figure.Figure())
+    assert len(read_values(tmp_path)) == 1
+
+
+def test_histogram_leaves_out_what_is_not_finite(tmp_path):
+    with cox.EventWriter(tmp_path) as writer:
+        with warns("'x'.* 2 NaN"):
+            writer.add_histogram("x", [1.0, 2.0, math.nan, math.inf])
+        writer.add_histogram("x", [-1e30, 1e30])
+    few, wide = (value.histo for value in read_values(tmp_path))
+    assert (few.num, few.min, few.max) == (2, 1, 2)
+    assert (sum(wide.bucket), wide.bucket_limit[-1]) == (2, 1e30)
+
+
+@pytest.mark.parametrize("max_bins", [1, 3, 7])
+def test_histogram_joins_bins(tmp_path, max_bins):
+    with cox.EventWriter(tmp_path) as writer:
+        writer.add_histogram("x", np.arange(100), bins=10, max_bins=max_bins)
+    (value,) = read_values(tmp_path)
+    assert len(value.histo.bucket) <= max_bins
+    assert sum(value.histo.bucket) == 100
+    assert value.histo.bucket_limit[-1] == 99
+
+
+def test_tensors_of_torch_are_taken(tmp_path):
+    torch = pytest.importorskip("torch")
+    weight = torch.ones(2, 3, requires_grad=True)
+    with cox.EventWriter(tmp_path) as writer:
+        writer.add_scalar("x", weight.sum(), torch.tensor(4))
+        writer.add_scalar("x", weight.sum().to(torch.bfloat16))
+        writer.add_histogram("h", weight)
+        writer.add_images("i", [torch.ones(3, 2, 2)] * 2, dataformats="CHW")
+    first, second, histogram, images = read_values(tmp_path)
+    assert first.simple_value == second.simple_value == 6
+    assert histogram.histo.num == 6
+    assert images.image.width == 4
+    assert read_events(tmp_path)[0].step == 4
+
+
+def test_use_metadata_gives_step_and_time_and_ends_with_an_exception(tmp_path):
+    writer = cox.EventWriter(tmp_path)
+    with (  # noqa: PT012 (the block is what is tested)
+        pytest.raises(KeyError),
+        writer.use_metadata(global_step=5, walltime=0.0),
+    ):
+        writer.add_scalar("x", 1)
+        writer.add_scalars("y", {"a": 1})
+        writer.add_text("z", "")
+        raise KeyError
+    writer.add_scalar("x", 1)
+    writer.close()
+    *inside, after = read_events(tmp_path) + read_events(tmp_path / "y/a")
+    inside, after = [*inside[:2], after], inside[2]
+    assert {(event.step, event.wall_time) for event in inside} == {(5, 0.0)}
+    assert after.step == 0
+    assert after.wall_time > 1e9
+
+
+def test_purge_step_starts_a_session(tmp_path):
+    with cox.EventWriter(tmp_path, purge_step=7) as writer:
+        writer.add_scalar("x", 1, 7)
+    start, _ = read_events(tmp_path)
+    assert start.session_log.status == event_pb2.SessionLog.START
+    assert start.step == 7
+
+
+def test_hparams_are_in_the_runs_own_file_or_a_named_sub_run(tmp_path):
+    with cox.EventWriter(tmp_path) as writer:
+        writer.add_hparams({"lr": 1}, {"loss": 2})
+        writer.add_hparams({"lr": 1}, {"loss": 2}, run_name="trial")
+    for logdir in tmp_path, tmp_path / "trial":
+        hparams, metric = read_values(logdir)
+        assert decode_hparams(hparams).hparams["lr"].number_value == 1
+        assert (metric.tag, metric.simple_value) == ("loss", 2)
+
+
+def test_nothing_is_made_before_the_first_event(tmp_path):
+    writer = cox.EventWriter(tmp_path / "new")
+    writer.flush()
+    writer.close()
+    assert not list(tmp_path.iterdir())
+    assert writer.get_logdir() == str(tmp_path / "new")
+
+
+def test_write_to_disk_false_writes_nothing(tmp_path):
+    with cox.EventWriter(tmp_path, write_to_disk=False) as writer:
+        log_every_kind(writer)
+        log_own_kinds(writer)
+    assert not list(tmp_path.iterdir())
+
+
+def test_default_logdir_is_named_by_date_host_and_comment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with cox.EventWriter(comment="_mine") as writer:
+        writer.add_scalar("x", 1)
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.endswith("_mine")
+    assert len(read_events(run)) == 1
+
+
+def test_log_dir_and_suffix_and_unknown_arguments_are_taken(tmp_path):
+    with cox.EventWriter(log_dir=tmp_path, filename_suffix=".mine", log_to=1) as writer:
+        writer.add_scalar("x", 1)
+    (path,) = tmp_path.iterdir()
+    assert path.name.endswith(".0000.mine")
+
+
+def test_event_after_close_goes_into_a_new_file_that_sorts_last(tmp_path):
+    writer = cox.EventWriter(tmp_path)
+    for step in range(12):
+        writer.add_scalar("x", step, step)
+        writer.close()
+    assert len(list(tmp_path.iterdir())) == 12
+    assert [event.step for event in read_events(tmp_path)] == [*range(12)]
+
+
+def test_two_writers_in_the_same_second_get_two_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 1.5e9)
+    with cox.EventWriter(tmp_path) as one, cox.EventWriter(tmp_path) as two:
+        one.add_scalar("x", 1)
+        two.add_scalar("x", 2)
+        one.add_scalar("x", 3)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert [name.rpartition(".")[2] for name in names] == ["0000", "0001"]
+    assert all(name.startswith("events.out.tfevents.1500000000.") for name in names)
+    assert [value.simple_value for value in read_values(tmp_path)] == [1, 3, 2]
+
+
+def test_tags_that_start_with_a_slash_stay_inside(tmp_path):
+    with cox.EventWriter(tmp_path / "run") as writer:
+        writer.add_scalars("/main", {"/sub": 1})
+    (value,) = read_values(tmp_path / "run/main/sub")
+    assert value.tag == "/main"
+
+
+def test_pickled_writer_goes_on_in_a_file_of_its_own(tmp_path):
+    writer = cox.EventWriter(tmp_path, filename_suffix=".s", purge_step=1)
+    writer.add_scalar("x", 1)
+    with pickle.loads(pickle.dumps(writer)) as copy:
+        copy.add_scalar("x", 2)
+    writer.close()
+    assert len(list(tmp_path.glob("*.s"))) == 2
+
+
+REFUSED_EVENTS = [
+    pytest.param("add_scalar", ("x", "1.0"), TypeError, id="text"),
+    pytest.param("add_scalar", ("x", None), TypeError, id="none"),
+    pytest.param("add_scalar", ("x", [1, 2]), ValueError, id="two-numbers"),
+    pytest.param("add_scalar", ("x", 1j), TypeError, id="complex"),
+    pytest.param("add_scalar", (b"x", 1), TypeError, id="bytes-tag"),
+    pytest.param("add_scalar", (["x"], 1), TypeError, id="list-tag"),
+    pytest.param("add_scalar", ("\ud800", 1), ValueError, id="surrogate-tag"),
+    pytest.param("add_scalar", ("x", 1, 2**63), ValueError, id="step-too-large"),
+    pytest.param("add_scalar", ("x", 1, "one"), ValueError, id="text-step"),
+    pytest.param("add_scalar", ("x", 1, 1, "now"), ValueError, id="text-time"),
+    pytest.param("add_scalar", ("x", 1, 1, 1, True), TypeError, id="display-name"),
+    pytest.param(
+        "add_scalars", ("x", {"a": 1, "b": "2"}), TypeError, id="second-scalar"
+    ),
+    pytest.param("add_histogram", ("x", []), ValueError, id="empty-histogram"),
+    pytest.param("add_histogram", ("x", ["a"]), TypeError, id="text-histogram"),
+    pytest.param("add_histogram", ("x", [1], 0, "no"), ValueError, id="bins"),
+    pytest.param(
+        "add_histogram_raw", ("x", 0, 1, 1, 1, 1, [1], [1, 2]), ValueError, id="raw"
+    ),
+    pytest.param("add_image", ("x", np.ones((2, 4, 4))), ValueError, id="channels"),
+    pytest.param("add_image", ("x", np.ones((4, 4))), ValueError, id="axes"),
+    pytest.param(
+        "add_image", ("x", np.ones((3, 4, 4)), 0, 0, "CHX"), ValueError, id="format"
+    ),
+    pytest.param("add_image", ("x", np.ones((3, 0, 4))), ValueError, id="no-pixel"),
+    pytest.param("add_image", ("x", "file.png"), TypeError, id="path"),
+    pytest.param("add_video", ("x", np.ones((3, 4, 4))), ValueError, id="video-axes"),
+    pytest.param("add_audio", ("x", np.ones((5, 3))), ValueError, id="channels-audio"),
+    pytest.param("add_text", ("x", 5), TypeError, id="no-text"),
+    pytest.param("add_hparams", ([], {}), TypeError, id="hparams"),
+    pytest.param("add_hparams", ({}, {"x": "y"}), TypeError, id="metric"),
+    pytest.param("add_pr_curve", ("x", [1], [2.0]), ValueError, id="prediction"),
+    pytest.param("add_pr_curve", ("x", [1, 0], [0.5]), ValueError, id="lengths"),
+    pytest.param("add_pr_curve_raw", ("x", *[[1]] * 5, [1, 2]), ValueError, id="curve"),
+    pytest.param(
+        "add_custom_scalars_marginchart", (["a", "b"],), ValueError, id="margin"
+    ),
+    pytest.param(
+        "add_custom_scalars", ({"a": {"b": ["?", []]}},), ValueError, id="kind"
+    ),
+    pytest.param("add_embedding", ([1, 2],), ValueError, id="points"),
+    pytest.param("add_embedding", (np.eye(2), ["a"]), ValueError, id="labels"),
+    pytest.param(
+        "add_embedding",
+        (np.eye(2), None, np.ones((2, 3, 4, 5))),
+        ValueError,
+        id="square",
+    ),
+]
+
+
+@pytest.mark.parametrize(("method", "arguments", "error"), REFUSED_EVENTS)
+def test_refused_input_writes_nothing(tmp_path, method, arguments, error):
+    writer = cox.EventWriter(tmp_path)
+    with pytest.raises(error):
+        getattr(writer, method)(*arguments)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "add_graph",
+        "add_onnx_graph",
+        "add_openvino_graph",
+        "add_mesh",
+        "add_tensor",
+        "add_image_with_boxes",
+        "export_scalars_to_json",
+    ],
+)
+def test_kind_that_is_not_written_says_what_to_do(tmp_path, method):
+    with pytest.raises(NotImplementedError, match=f"{method} .*(Use|use)"):
+        getattr(cox.EventWriter(tmp_path), method)(1, x=2)
+
+
+def test_every_method_of_tensorboardx_is_there_with_its_arguments():
+    tensorboardx = pytest.importorskip("tensorboardX")
+    inspect = pytest.importorskip("inspect")
+    for name, theirs in vars(tensorboardx.SummaryWriter).items():
+        if name.startswith("_") and name != "__init__":
+            continue
+        own = inspect.signature(getattr(cox.EventWriter, name)).parameters
+        if "args" in own:  # not written
+            continue
+        expected = inspect.signature(theirs).parameters
+        assert list(own)[: len(expected) - ("kwargs" in expected)] == [
+            name for name in expected if name != "kwargs"
+        ]
+        for key, parameter in expected.items():
+            if key != "comet_config":
+                assert own[key].default == parameter.default
+
+
+def test_killed_process_loses_no_event(tmp_path):
+    code = """
+        import os, signal, sys, cox
+        writer = cox.EventWriter(sys.argv[1])
+        for step in range(1000):
+            writer.add_scalar("x", step, step)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    python("-c", textwrap.dedent(code), tmp_path, status=-signal.SIGKILL)
+    assert [event.step for event in read_events(tmp_path)] == [*range(1000)]
+
+
+def test_threads_share_one_file(tmp_path):
+    writer = cox.EventWriter(tmp_path)
+    barrier = threading.Barrier(8)
+
+    def log(thread: int) -> None:
+        barrier.wait()
+        for step in range(200):
+            writer.add_scalar(f"thread{thread}", step, step)
+
+    threads = [threading.Thread(target=log, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    writer.close()
+    assert len(list(tmp_path.iterdir())) == 1
+    assert len(read_events(tmp_path)) == 1600
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_forked_child_is_refused_at_once_even_with_the_lock_held(tmp_path):
+    code = """
+        import os, sys, cox
+        writer = cox.EventWriter(sys.argv[1])
+        writer.add_scalar("x", 1)
+        with writer._lock:  # as another thread would
+            if not (pid := os.fork()):
+                status = 1
+                for use in (
+                    lambda: writer.add_scalar("x", 2),
+                    lambda: writer.add_scalars("x", {"a": 2}),
+                    lambda: writer.add_embedding([[1]]),
+                ):
+                    try:
+                        use()
+                    except cox.WriteRefusedError as err:
+                        status = 42 if "process" in str(err) else 1
+                    else:
+                        os._exit(2)
+                writer.close()
+                del writer
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 42
+        writer.add_scalar("x", 3)
+    """
+    python("-c", textwrap.dedent(code), tmp_path)
+    assert [value.simple_value for value in read_values(tmp_path)] == [1, 3]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_full_disk_raises_keeps_whole_records_and_goes_on(tmp_path):
+    pytest.importorskip("resource")
+    code = """
+        import resource, signal, sys, cox
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        writer = cox.EventWriter(sys.argv[1])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, resource.RLIM_INFINITY))
+        for step in range(3):  # not even the first record fits
+            try:
+                writer.add_scalar("x", step, step)
+            except cox.StorageError as err:
+                assert "tfevents" in str(err) and isinstance(err, OSError), err
+                print("full")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300, resource.RLIM_INFINITY))
+        for step in range(3, 10):
+            try:
+                writer.add_scalar("x", step, step)
+            except cox.StorageError:
+                print("full")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        writer.add_scalar("x", 99, 99)
+    """
+    printed = python("-c", textwrap.dedent(code), tmp_path)
+    steps = [event.step for event in read_events(tmp_path)]
+    assert steps == [*range(3, 3 + len(steps) - 1), 99]
+    assert printed.count("full") == 11 - len(steps)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_directory_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(cox.StorageError, match="file/run"):
+        cox.EventWriter(tmp_path / "file/run").add_scalar("x", 1)
+
+
+def test_short_write_is_taken_back(tmp_path, monkeypatch):
+    writer = cox.EventWriter(tmp_path)
+    writer.add_scalar("x", 1)
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:7]))
+    with pytest.raises(cox.StorageError) as caught:
+        writer.add_scalar("x", 2)
+    assert caught.value.errno == errno.ENOSPC
+    monkeypatch.undo()
+    writer.add_scalar("x", 3)
+    writer.close()
+    assert [value.simple_value for value in read_values(tmp_path)] == [1, 3]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_interrupted_write_is_followed_by_a_new_file(tmp_path, monkeypatch):
+    writer = cox.EventWriter(tmp_path)
+    writer.add_scalar("x", 1)
+    (torn,) = tmp_path.iterdir()
+    size = torn.stat().st_size
+    write = os.write
+
+    def interrupt(fd: int, data: bytes) -> int:
+        write(fd, data[:7])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "write", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        writer.add_scalar("x", 2)
+    monkeypatch.undo()
+    writer.add_scalar("x", 3)
+    writer.close()
+    assert torn.stat().st_size == size + 7
+    torn.unlink()
+    assert [value.simple_value for value in read_values(tmp_path)] == [3]
+
+
+def test_signal_handler_amid_a_write_is_refused_and_harms_nothing(
+    tmp_path, monkeypatch
+):
+    writer = cox.EventWriter(tmp_path)
+    write, refused = os.write, []
+
+    def handler(*_: object) -> None:
+        with pytest.raises(cox.CoxError, match="signal handler"):
+            writer.add_scalar("x", 2)
+        writer.close()
+        refused.append(True)
+
+    def write_and_signal(fd: int, data: bytes) -> int:
+        written = write(fd, data)
+        signal.raise_signal(signal.SIGINT)
+        return written
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        monkeypatch.setattr(os, "write", write_and_signal)
+        writer.add_scalar("x", 1)
+        monkeypatch.undo()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    writer.add_scalar("x", 3)
+    writer.close()
+    assert refused
+    assert [value.simple_value for value in read_values(tmp_path)] == [1, 3]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_continued_run_gets_a_new_file(tmp_path):
+    code = """
+        import sys, cox
+        cox.EventWriter(sys.argv[1]).add_scalar("x", float(sys.argv[2]))
+    """
+    for value in 1, 2:
+        python("-c", textwrap.dedent(code), tmp_path, value)
+    assert [value.simple_value for value in read_values(tmp_path)] == [1, 2]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_writer_that_is_dropped_closes_its_file(tmp_path):
+    descriptors = pathlib.Path("/proc/self/fd")
+    if not descriptors.exists():
+        pytest.skip("no /proc")
+    before = len(list(descriptors.iterdir()))
+    for _ in range(5):
+        cox.EventWriter(tmp_path).add_scalar("x", 1)
+    assert len(list(descriptors.iterdir())) == before
+
 
 ###############################################################################
 # Store
