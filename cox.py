@@ -599,13 +599,17 @@ def _scan(schema: _Schema, body: bytes, text: bytes) -> _Scan:
     torn = nrows  # records from nrows up to here lack (part of) their text
     if schema.text_fields:
         kept = len(text.rstrip(b"\0"))
-        lacks_text = (in_place & (text_end > kept))[nrows:]
+        follows = start == np.concatenate(([0], text_end[:-1]))
+        lacks_text = (in_place & follows & (text_end > kept))[nrows:]
         torn += len(lacks_text) if lacks_text.all() else int(lacks_text.argmin())
     tail = body[torn * size :].rstrip(b"\0")
     # behind them: a record that stops, or turns to zeros, at some byte
     in_part = len(tail) < size and struct.pack("<q", torn + 1).startswith(tail[:8])
-    if in_part and torn < whole and len(tail) > size - 8:
-        in_part = struct.pack("<q", expected[torn]).startswith(tail[size - 8 :])
+    if in_part and torn < whole:  # nor is it whole, with zeros in its check
+        stored = tail[size - 8 :]
+        in_part = not good[torn] and struct.pack("<q", expected[torn]).startswith(
+            stored
+        )
     if not in_part:
         found = records["number"][torn] if torn < whole else "in part"
         raise CorruptError(
@@ -1048,7 +1052,7 @@ def _put_frame(store: Any, name: str, rows: _Rows) -> None:
 def _clear_frames(store: Any, names: Collection[str]) -> bool:
     """Remove the frames of cox's tables, ``names`` now, and keep the user's own.
 
-    Returns False, with the job half done, if rows were added to one of them.
+    Returns False, with the job half done, if something else added rows or a table.
     """
     h5 = store.root._v_file
     groups = [
@@ -1059,7 +1063,10 @@ def _clear_frames(store: Any, names: Collection[str]) -> bool:
     ]
     for group in reversed(groups):  # children of a group before itself
         attributes = group._v_attrs
-        if "COX_NROWS" in attributes and "table" in group._v_children:
+        if "COX_NROWS" not in attributes:
+            if group._v_pathname[1:] not in names:
+                return False
+        elif "table" in group._v_children:
             if attributes["COX_NROWS"] != group._v_children["table"].nrows:
                 return False
         for leaf in list(group._v_leaves.values()):
@@ -1101,7 +1108,7 @@ def _export_image(all_rows: Mapping[str, _Rows], old: bytes) -> tuple[bytes, str
         try:
             with _open_hdf5(old) as store:
                 if not _clear_frames(store, all_rows):
-                    reason = "rows were added to a table of cox in it by something else"
+                    reason = "something else added rows or a table of cox to it"
                 elif next(store.root._v_file.walk_nodes("/", "Leaf"), None) is not None:
                     return _put_frames(store, all_rows), ""
         except (tables.HDF5ExtError, OSError, ValueError, AttributeError) as err:
@@ -1356,7 +1363,7 @@ class _Run:
             if os.path.isdir(self.tables_dir):  # since we looked
                 self._take_lock(self.tables_dir)
                 return
-            original = {} if self.mode == "w" else _original_tables(self.path)
+            original = _original_tables(self.path)
             new_dir = self.tables_dir + _NEW
             shutil.rmtree(new_dir, ignore_errors=True)  # of one that died here
             os.mkdir(new_dir)
@@ -1995,8 +2002,9 @@ def _encode_hparams(
             encoded = _pb_double(2, _as_float(value))
         else:
             items = value if isinstance(value, (list, tuple)) else (value,)
-            encoded = _pb_bytes(3, ".".join(map(str, items)))
-        info += _pb_bytes(1, _pb_bytes(1, str(name)) + _pb_bytes(2, encoded))
+            encoded = _pb_bytes(3, ".".join(map(str, items)).encode(errors="replace"))
+        key = _pb_bytes(1, str(name).encode(errors="replace"))
+        info += _pb_bytes(1, key + _pb_bytes(2, encoded))
     info += _pb_bytes(4, group_name) + _pb_double(5, start_time)
     tensor = _encode_tensor(np.empty(0), (0,))
     tag = "_hparams_/session_start_info"
@@ -3245,7 +3253,9 @@ def _read_params(run_dir: str, table: str) -> dict[str, Any] | None:
     params = {}
     frame = _frame(rows, object).head(1)
     for column, kind in _decode_header(rows.header).columns.items():
-        value = frame[column].tolist()[0]
+        value = frame[column].iloc[0]
+        if isinstance(value, np.floating):
+            value = float(str(value))  # a float32 shows as 0.1, not 0.10000000149011612
         if kind == OBJECT:
             with contextlib.suppress(Exception):  # which a pickle may raise at will
                 buffer = io.BytesIO(base64.b64decode(value))

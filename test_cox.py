@@ -6,6 +6,7 @@ by its documentation, not through cox; every test that writes ends with them.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import copy
 import errno
@@ -28,6 +29,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -372,6 +374,25 @@ def is_open_at(descriptor, path):
     return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
 
 
+@pytest.fixture
+def at_write(around):
+    """Let `action(call, descriptor, data)` stand for the first write to a file."""
+
+    def install(path, action):
+        hits = []
+
+        def function(call, name, *args):
+            if name != "write" or hits or not is_open_at(args[0], path):
+                return call(*args)
+            hits.append(path)
+            return action(call, *args)
+
+        around(function)
+        return hits
+
+    return install
+
+
 MP = multiprocessing.get_context("forkserver")  # forks from a process of one thread
 MP.set_forkserver_preload([__name__])
 
@@ -568,13 +589,8 @@ NUMPY_TYPES = [np.bool_, np.float16, np.float32, np.float64]
 NUMPY_TYPES += [np.int8, np.int16, np.int32, np.int64]
 NUMPY_TYPES += [np.uint8, np.uint16, np.uint32, np.uint64]
 TEXT = st.sampled_from(TEXTS) | st.text(st.characters())
-OBJECTS = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3)
-    ),
-    max_leaves=5,
-)
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT
+OBJECTS = PLAIN | st.lists(PLAIN, max_size=3) | st.dictionaries(TEXT, PLAIN, max_size=3)
 KINDS = {
     "int": (int, numbers(np.int64).map(int)),
     "float": (float, st.floats()),
@@ -1115,53 +1131,37 @@ def test_a_thousand_columns(out):
 @pytest.mark.parametrize("suffix", [".text", ".rows"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError], ids=["ctrl-c", "eio"])
 def test_an_interrupted_row_is_there_once_or_not_at_all(
-    store, out, around, when, suffix, error
+    store, out, at_write, when, suffix, error
 ):
-    log(store, 2)
-    path = out / "run" / ".tables" / f"t{suffix}"
-    hit = []
-
-    def interrupt(call, name, *args):
-        if name != "write" or hit or not is_open_at(args[0], path):
-            return call(*args)
-        hit.append(True)
+    def interrupt(call, descriptor, data):
         if when != "before":
-            call(args[0], args[1] if when == "after" else args[1][: len(args[1]) // 2])
+            call(descriptor, data if when == "after" else data[: len(data) // 2])
         raise error(errno.EIO, "interrupted")
 
-    around(interrupt)
+    log(store, 2)
+    hits = at_write(out / "run" / ".tables" / f"t{suffix}", interrupt)
     with pytest.raises(error):
         store["t"].append_row({"i": 2, "note": "row 2"})
-    assert hit
-    assert_logged(store["t"].df, store["t"].nrows)
+    assert hits
     assert store["t"].nrows in (2, 3)
-    log(store, 2)
     assert_logged(store["t"].df, store["t"].nrows)
+    log(store, 2)
     assert store["t"].nrows in (4, 5)
+    assert_logged(store["t"].df, store["t"].nrows)
 
 
 @pytest.mark.parametrize("suffix", [".text", ".rows"])
-def test_a_short_write_is_repaired(store, out, around, suffix):
+def test_a_short_write_is_repaired(store, out, at_write, suffix):
     log(store, 2)
-    path = out / "run" / ".tables" / f"t{suffix}"
-    hit = []
-
-    def cut_short(call, name, *args):
-        if name != "write" or hit or not is_open_at(args[0], path):
-            return call(*args)
-        hit.append(True)
-        return call(args[0], args[1][: len(args[1]) // 2])
-
-    around(cut_short)
-    expected = 3
-    try:
-        store["t"].append_row({"i": 2, "note": "row 2"})
-    except OSError:
-        expected = 2
-    assert hit
-    assert_logged(read_frame(out / "run" / ".tables" / "t.rows"), expected)
+    hits = at_write(
+        out / "run" / ".tables" / f"t{suffix}",
+        lambda call, descriptor, data: call(descriptor, data[: len(data) // 2]),
+    )
+    log(store, 1)
+    assert hits
+    assert_logged(read_frame(out / "run" / ".tables" / "t.rows"), 3)
     log(store, 2)
-    assert_logged(store["t"].df, expected + 2)
+    assert_logged(store["t"].df, 5)
 
 
 def read_frame(path):
@@ -1169,18 +1169,14 @@ def read_frame(path):
 
 
 @pytest.mark.parametrize("suffix", [".text", ".rows"])
-def test_a_row_that_fails_leaves_no_file_of_its_objects(store, out, around, suffix):
+def test_a_row_that_fails_leaves_no_file_of_its_objects(store, out, at_write, suffix):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "full")
+
     table = store.add_table("t", {"x": PICKLE})
     table.append_row({"x": [0]})
-    before, path, hit = tree(out), out / "run" / ".tables" / f"t{suffix}", []
-
-    def fail(call, name, *args):
-        if name == "write" and not hit and is_open_at(args[0], path):
-            hit.append(True)
-            raise OSError(errno.ENOSPC, "full")
-        return call(*args)
-
-    around(fail)
+    before = tree(out)
+    at_write(out / "run" / ".tables" / f"t{suffix}", fail)
     with pytest.raises(OSError, match="still staged"):
         table.append_row({"x": [1]})
     assert tree(out).keys() == before.keys()
@@ -2763,8 +2759,17 @@ def test_the_lock_goes_with_the_parent_though_a_child_lives_on(tmp_path):
 
 def test_children_of_an_exporting_process_do_not_hang(tmp_path):
     code = """if True:
-        import os, signal, sys, threading, warnings, cox
+        import os, signal, sys, threading, warnings, pandas as pd, cox
         warnings.filterwarnings("ignore", ".*multi-threaded.*", DeprecationWarning)
+        inside = []
+        class Watched(pd.HDFStore):
+            def __init__(self, *args, **kwargs):
+                inside.append(self)
+                super().__init__(*args, **kwargs)
+            def close(self):
+                super().close()
+                inside.clear()
+        pd.HDFStore = Watched
         store = cox.Store(sys.argv[1], "run")
         store.add_table("t", {"i": int, "note": str})
         stop = threading.Event()
@@ -2779,6 +2784,7 @@ def test_children_of_an_exporting_process_do_not_hang(tmp_path):
         for n in range(40):
             child = os.fork()
             if child == 0:
+                assert not inside, "a thread was in HDF5 and can never leave it here"
                 signal.alarm(20)
                 with cox.Store(sys.argv[1], f"child{n}") as mine:
                     mine.add_table("t", {"i": int, "note": str})
@@ -3052,6 +3058,852 @@ def test_eight_processes_make_runs_while_another_collects(out, child, quiet):
     reader = CollectionReader(out)
     assert len(reader.df("t")) == 8 * 10 * 3
     assert sorted(reader.df("metadata")["process"]) == sorted([*range(8)] * 10)
+
+
+###############################################################################
+# Command line
+###############################################################################
+
+LOADERS = pytest.mark.parametrize("load_fast", ["true", "false"], ids=["fast", "slow"])
+
+
+def until(look, is_right=bool):
+    """Look again until it is right; fail with what was seen last."""
+    deadline = time.monotonic() + 60
+    while True:
+        seen = look()
+        if is_right(seen):
+            return seen
+        assert time.monotonic() < deadline, seen
+        time.sleep(0.1)
+
+
+class Server:
+    """`cox tb` in a process of its own, with a temporary directory of its own."""
+
+    def __init__(self, directory, tmp, module, args):
+        self.tmp, self.log = tmp or directory / "tmp", directory / "log"
+        directory.mkdir()
+        self.tmp.mkdir(exist_ok=True)
+        command = [
+            sys.executable,
+            "-m",
+            *module.split(),
+            "--reload_interval",
+            "1",
+            *args,
+        ]
+        env = os.environ | {"TMPDIR": str(self.tmp), "PYTHONPATH": str(HERE)}
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(command, stderr=log, stdout=log, env=env)
+        self.url = ""
+
+    def serve(self):
+        """Wait until it serves."""
+
+        def look():
+            assert self.process.poll() is None, self.log.read_text()
+            return re.search(r"at (http:\S+)/ \(", self.log.read_text())
+
+        self.url = until(look)[1]
+        return self
+
+    def get(self, path, body=None, **query):
+        url = f"{self.url}/data/{path}?{urllib.parse.urlencode(query)}"
+        headers = {"Content-Type": "application/json"}
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(url, data, headers)
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return json.load(response)
+
+    def runs(self):
+        return sorted(self.get("runs"))
+
+    def wait_for_runs(self, *runs):
+        until(self.runs, sorted(runs).__eq__)
+
+    def points(self, run, tag):
+        """[step, value] of each; none while the tag is not loaded."""
+        with contextlib.suppress(urllib.error.HTTPError):
+            points = self.get("plugin/scalars/scalars", run=run, tag=tag)
+            return [point[1:] for point in points]
+        return []
+
+    def wait_for_points(self, run, tag, points):
+        until(lambda: self.points(run, tag), points.__eq__)
+
+    def view(self):
+        return sorted(self.tmp.glob("cox-tb-*"))
+
+    def end(self, signum):
+        self.process.send_signal(signum)
+        return self.process.wait(30)
+
+
+@pytest.fixture
+def tb(tmp_path):
+    """Start `cox tb` with a free port and the options given."""
+    servers = []
+
+    def start(*args, port="0", module="cox tb", tmp=None):
+        args = ["--port", port, *map(str, args)]
+        servers.append(Server(tmp_path / f"server{len(servers)}", tmp, module, args))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.process.terminate()
+    for server in servers:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.process.wait(10)
+        server.process.kill()
+        server.process.wait()
+
+
+def log_slope(out, slope, exp_id=None):
+    """Walkthrough 2 of the documentation for one slope."""
+    with Store(out, exp_id or f"exp{slope}") as store:
+        store.add_table("line_graphs", {"mx": int, "mx^2": int})
+        store.add_table("metadata", {"slope": int})
+        store["metadata"].append_row({"slope": slope})
+        for x in range(10):
+            store.log_table_and_tb(
+                "line_graphs", {"mx": slope * x, "mx^2": slope * x**2}
+            )
+            store["line_graphs"].flush_row()
+
+
+def log_params(out, exp_id, points=1, **params):
+    """A run with these parameters and a scalar `loss`."""
+    with Store(out, exp_id) as store:
+        kinds = {
+            k: OBJECT if isinstance(v, list) else type(v) for k, v in params.items()
+        }
+        if params:
+            store.add_table("metadata", kinds)
+            store["metadata"].append_row(params)
+        for step in range(points):
+            store.writer.add_scalar("loss", 1 / (step + 1), step)
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory):
+    """A directory of 500 runs e0, e1, ... of 2,000 points each; not to be changed."""
+    out = tmp_path_factory.mktemp("many")
+    log_params(out, "e0", points=2000, lr=0.1)
+    for i in range(1, 500):
+        shutil.copytree(out / "e0", out / f"e{i}")
+    return out
+
+
+@LOADERS
+def test_tb_shows_names_values_and_hparams_and_writes_nothing(tb, out, load_fast):
+    for i, lr in enumerate([0.1, 0.5, 0.02]):
+        log_params(out, f"e{i}", points=3, lr=lr, layers=[64, 32], name="a/b", ok=i > 1)
+    before = tree(out)
+    server = tb(
+        *("--logdir", out, "--load_fast", load_fast),
+        *("--format-str", "{lr:.0e} {layers} {name}"),
+        *("--filter-param", "lr", "0", "--filter-param", "lr", r".*[1-4]$"),
+    ).serve()
+    runs = ["1e-01 64.32 a_b-e0", "2e-02 64.32 a_b-e2"]
+    server.wait_for_runs(*runs)
+    for run in runs:
+        server.wait_for_points(
+            run, "loss", [[0, 1.0], [1, 0.5], [2, pytest.approx(1 / 3)]]
+        )
+    head = f"cox tb: showing 2 of 3 runs in {out}; left out: 1 (--filter-param)\n"
+    assert server.log.read_text().startswith(head)
+
+    experiment = server.get("plugin/hparams/experiment", body={})
+    columns = {info["name"]: info["type"] for info in experiment["hparamInfos"]}
+    kinds = {"lr": "FLOAT64", "layers": "STRING", "name": "STRING", "ok": "BOOL"}
+    assert columns == {name: f"DATA_TYPE_{kind}" for name, kind in kinds.items()}
+    asked = {
+        "colParams": [{"hparam": name} for name in columns]
+        + [{"metric": {"tag": "loss"}}],
+        "allowedStatuses": ["STATUS_UNKNOWN"],
+        "startIndex": 0,
+        "sliceSize": 10,
+    }
+    groups = server.get("plugin/hparams/session_groups", body=asked)["sessionGroups"]
+    assert {group["name"]: group["hparams"] for group in groups} == {
+        runs[0]: {"lr": 0.1, "layers": "64.32", "name": "a/b", "ok": False},
+        runs[1]: {"lr": 0.02, "layers": "64.32", "name": "a/b", "ok": True},
+    }
+    (metric,) = {str(group["metricValues"][0]["name"]["tag"]) for group in groups}
+    assert metric == "loss"
+    assert tree(out) == before
+
+
+@LOADERS
+def test_tb_shows_what_happens_after_its_start(tb, out, load_fast):
+    out.mkdir()
+    server = tb("--logdir", out, "--load_fast", load_fast).serve()
+    assert f"no runs in {out} yet" in server.log.read_text()
+    first = Store(out, "first")
+    first.add_table("metadata", {"lr": float})
+    first["metadata"].append_row({"lr": 0.5})
+    first.writer.add_scalar("loss", 1.0, 0)
+    server.wait_for_points("first", "loss", [[0, 1.0]])
+    first.writer.add_scalar("loss", 2.0, 1)
+    server.wait_for_points("first", "loss", [[0, 1.0], [1, 2.0]])
+    first.writer.add_scalars("both", {"a": 3.0, "b": 4.0}, 0)
+    server.wait_for_points("first/both/b", "both", [[0, 4.0]])
+    with cox.EventWriter(out / "first" / "tensorboard") as other:  # a new file
+        other.add_scalar("other", 5.0, 2)
+        server.wait_for_points("first", "other", [[2, 5.0]])
+        first.writer.add_scalar("loss", 6.0, 3)
+        server.wait_for_points("first", "loss", [[0, 1.0], [1, 2.0], [3, 6.0]])
+    first.close()
+
+    log_params(out, "second", lr=0.1)
+    runs = ["first", "first/both/a", "first/both/b", "lr=0.1-second"]
+    server.wait_for_runs(*runs)
+    asked = server.get("plugin/hparams/experiment", body={})
+    assert [info["name"] for info in asked["hparamInfos"]] == ["lr"]
+    shutil.rmtree(out / "first")
+    server.wait_for_runs("lr=0.1-second")
+
+
+@LOADERS
+def test_tb_takes_a_run_in_when_its_metadata_arrives(tb, out, load_fast):
+    log_params(out, "bare")
+    log_params(out, "full", lr=0.1)
+    options = "--logdir", out, "--load_fast", load_fast
+    named = tb(*options, "--format-str", "lr{lr}").serve()
+    plain = tb(*options, "--format-str", "all").serve()
+    assert "left out: 1 (no row in table 'metadata')\n" in named.log.read_text()
+    named.wait_for_runs("lr0.1-full")
+    plain.wait_for_runs("all-bare", "all-full")
+    log_params(out, "late")
+    plain.wait_for_runs("all-bare", "all-full", "all-late")
+    for exp_id in "bare", "late":
+        log_params(out, exp_id, lr=0.5)
+    named.wait_for_runs("lr0.1-full", "lr0.5-bare", "lr0.5-late")
+    plain.wait_for_runs("all-bare", "all-full", "all-late")
+    rows = {"startIndex": 0, "sliceSize": 9, "allowedStatuses": ["STATUS_UNKNOWN"]}
+    until(
+        lambda: plain.get("plugin/hparams/session_groups", body=rows)["totalSize"],
+        (3).__eq__,
+    )
+
+
+ODD_IDS = {
+    **{
+        "hidden": ".x",
+        "dashes": "--help",
+        "blank": " ",
+        "comma": "a,b:c",
+        "tab": "a\tb",
+    },
+    **{
+        "percent": "%2f",
+        "quote": "'\"<b>",
+        "glob": "[*]?",
+        "script": "日本 é",
+        "at": "@#&=",
+    },
+    **{"backslash": "\\", "long": "e" * 255, "not-utf8": os.fsdecode(b"\xff")},
+}
+
+
+@LOADERS
+def test_tb_shows_odd_names_whole(tb, out, load_fast, damage):  # HDF5 takes only UTF-8
+    for exp_id in ODD_IDS.values():
+        log_params(out, exp_id, name="..\0/\n" + "é" * 200)
+    server = tb("--logdir", out, "--format-str", "{name}", "--load_fast", load_fast)
+    shown = [
+        cox._run_name("..\0/\n" + "é" * 200, exp_id) for exp_id in ODD_IDS.values()
+    ]
+    server.serve().wait_for_runs(*shown)
+    for run in shown:
+        server.wait_for_points(run, "loss", [[0, 1.0]])
+
+
+@pytest.mark.parametrize(
+    "formatted", ["lr=0.1", ".", "a/b\0c\x1f", "é" * 200, "\ud800"]
+)
+@pytest.mark.parametrize("exp_id", ODD_IDS.values(), ids=ODD_IDS)
+def test_run_names_are_file_names_that_keep_the_exp_id(tmp_path, formatted, exp_id):
+    name = cox._run_name(formatted, exp_id)
+    (tmp_path / name).mkdir()
+    assert names(tmp_path) == [name]
+    full = re.sub("[/\0\t\x1f\ud800\udcff]", "_", formatted + "-" + exp_id)
+    kept = full[len(formatted) :] if len(exp_id) < 255 else exp_id
+    assert name.endswith(kept)
+    assert full.startswith(name.removesuffix(kept))
+    assert name == full or len(name.encode()) in (254, 255)
+
+
+def view_of(tmp_path, out, *args):
+    """What TensorBoard would be given, and the View that makes it."""
+    options, _ = cox._parse_args(["--logdir", str(out), *args])
+    (tmp_path / "view").mkdir()
+    return cox._View(str(tmp_path / "view"), options), tmp_path / "view"
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("runs", "shown"),
+    [
+        pytest.param([{"lr": 0.1}], ["0"], id="one-run-differs-from-none"),
+        pytest.param([{"lr": 0.1}] * 2, ["0", "1"], id="equal-runs"),
+        pytest.param(
+            [{"a": 1, "lr": 0.1, "seed": s} for s in (1, 2)],
+            ["seed=1-0", "seed=2-1"],
+            id="only-what-differs",
+        ),
+        pytest.param(
+            [{"lr": 0.1, "x": 1}, {"lr": 0.2}, {}],
+            ["2", "lr=0.1,x=1-0", "lr=0.2-1"],
+            id="a-parameter-that-not-all-have",
+        ),
+        pytest.param(
+            [{"b": [1, 2]}, {"b": [1]}], ["b=1-1", "b=1.2-0"], id="lists-are-joined"
+        ),
+    ],
+)
+def test_default_names_are_the_parameters_that_differ(tmp_path, out, runs, shown):
+    for exp_id, params in enumerate(runs):
+        log_params(out, str(exp_id), **params)
+    view, directory = view_of(tmp_path, out)
+    view.refresh()
+    assert names(directory) == shown
+
+
+def test_names_once_shown_stay_and_later_ones_tell_what_differs_then(tmp_path, out):
+    log_params(out, "a", lr=0.1, seed=1)
+    log_params(out, "b", lr=0.2, seed=1)
+    view, directory = view_of(tmp_path, out)
+    view.refresh()
+    log_params(out, "c", lr=0.2, seed=2)
+    view.refresh()
+    assert names(directory) == ["lr=0.1-a", "lr=0.2,seed=2-c", "lr=0.2-b"]
+
+
+def test_runs_that_would_get_one_name_are_both_shown(tmp_path, out):
+    for exp_id, x in ("b", "a"), ("a-b", ""), ("b\t", "a"), ("b_", "a"):
+        log_params(out, exp_id, x=x)
+    view, directory = view_of(tmp_path, out, "--format-str", "{x}")
+    view.refresh()
+    assert names(directory) == ["_a-b", "_a-b_", "a-b", "a-b_"]
+
+
+def test_a_view_links_event_files_and_directories_only(tmp_path, out):
+    log_params(out, "run", lr=0.1)
+    logdir = out / "run" / "tensorboard"
+    os.mkfifo(logdir / "events.out.tfevents.9.fifo")
+    (logdir / "events.out.tfevents.9.dangling").symlink_to("nowhere")
+    (logdir / "projector").mkdir()
+    view, directory = view_of(tmp_path, out)
+    view.refresh()
+    shown = names(directory / "run")
+    assert shown[0] == cox._HPARAMS_FILE
+    assert shown[1:] == [
+        name for name in names(logdir) if name[-4:] not in ("fifo", "ling")
+    ]
+
+
+def test_files_broken_and_foreign_in_the_directory_do_no_harm(
+    tmp_path, out, capsys, damage
+):
+    log_params(out, "good", lr=0.1)
+    log_params(out, "torn", lr=0.1)
+    (out / "torn" / ".tables" / "metadata.rows").write_bytes(b"garbage\n")
+    log_params(out, "bad-h5")
+    shutil.rmtree(out / "bad-h5" / ".tables")
+    (out / "bad-h5" / "store.h5").write_bytes(b"garbage")
+    (out / "fifo-h5").mkdir()
+    for path in out / "fifo", out / "fifo-h5" / "store.h5":
+        os.mkfifo(path)
+    (out / "dangling").symlink_to("nowhere")
+    (out / "file").write_text("")
+    (out / "empty").mkdir()
+    view, directory = view_of(tmp_path, out)
+    for _ in range(2):
+        view.refresh()
+    assert names(directory) == ["bad-h5", "good", "torn"]
+    said = capsys.readouterr().err
+    assert [said.count(f"run {run!r}") for run in ("bad-h5", "torn")] == [1, 1]
+
+
+class Planted:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_a_metadata_column_that_would_run_code_is_left_out(tmp_path, out):
+    log_params(out, "a", x=[Planted(str(tmp_path / "run-by-tb"))], y=1)
+    log_params(out, "b", x=[1, 2], y=2)
+    view, directory = view_of(tmp_path, out)
+    view.refresh()
+    assert names(directory) == ["y=1-a", "y=2,x=1.2-b"]
+    assert not (tmp_path / "run-by-tb").exists()
+
+
+def test_metadata_is_read_once(tmp_path, out, monkeypatch):
+    read = []
+    real = cox._read_params
+    monkeypatch.setattr(cox, "_read_params", lambda *a: read.append(a) or real(*a))
+    log_params(out, "with", lr=0.1)
+    log_params(out, "without")
+    view, _ = view_of(tmp_path, out)
+    for _ in range(3):
+        view.refresh()
+    assert len(read) == 2
+
+
+@pytest.mark.parametrize(
+    ("columns", "format_str", "shown"),
+    [
+        ({"lr": 0.00123}, "{lr:.1e}", "1.2e-03-e"),
+        ({"n": 7}, "n{n:03d}", "n007-e"),
+        ({"n": 7, "w": 4}, "{n:{w}d}", "   7-e"),
+        ({"b": True}, "{b!s:>5}", " True-e"),
+        ({"a b": 1, "mx^2": 2}, "{a b}{mx^2}", "12-e"),
+        ({"a.b": 1}, "{a.b}", "1-e"),
+        ({"x": 1}, "{{x}}", "{x}-e"),
+        ({"x": "/etc/passwd"}, "{x}", "_etc_passwd-e"),
+        ({"x": "."}, "{x}", ".-e"),
+        ({"x": ""}, "{x}", "e"),
+        ({"x": np.float32(0.1)}, "{x}", "0.1-e"),
+    ],
+)
+def test_format_strings(tmp_path, out, columns, format_str, shown):
+    log_params(out, "e", **columns)
+    view, directory = view_of(tmp_path, out, "--format-str", format_str)
+    view.refresh()
+    view.check_options()
+    assert names(directory) == [shown]
+
+
+@pytest.mark.parametrize(
+    ("value", "regex", "shown"),
+    [
+        (0.5, r"0\.5", True),
+        (0.5, "5", False),
+        (10, "1", True),
+        (True, "T", True),
+        ([64, 32], r"\[64, 32\]", True),
+        ("adam", "(?!adam)", False),
+        ("", "", True),
+        ("a\nb", "a$", False),
+    ],
+)
+def test_a_filter_matches_the_start_of_the_text_of_a_value(
+    tmp_path, out, value, regex, shown
+):
+    log_params(out, "e", x=value)
+    view, directory = view_of(tmp_path, out, "--filter-param", "x", regex)
+    view.refresh()
+    view.check_options()
+    assert names(directory) == ["e"] * shown
+
+
+def test_event_files_made_within_one_tick_of_the_clock_are_all_linked(tmp_path, out):
+    log_params(out, "e")
+    logdir = out / "e" / "tensorboard"
+    view, directory = view_of(tmp_path, out)
+    view.refresh()
+    mtime_ns = logdir.stat().st_mtime_ns
+    (logdir / "tfevents").write_bytes(b"")
+    os.utime(logdir, ns=(mtime_ns, mtime_ns))
+    view.refresh()
+    assert names(directory / "e") == names(logdir)
+
+
+def test_runs_at_rest_are_not_listed_again(tmp_path, out, monkeypatch):
+    log_params(out, "e", lr=0.1)
+    os.utime(out / "e" / "tensorboard", (1, 1))
+    view, directory = view_of(tmp_path, out)
+    view.refresh()
+    listed = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda p: listed.append(p) or scandir(p))
+    view.refresh()
+    assert listed == [str(out)]
+    assert names(directory) == ["e"]
+
+
+def test_a_view_that_has_no_room_leaves_out_what_does_not_fit(
+    tmp_path, out, monkeypatch
+):
+    log_params(out, "a")
+    log_params(out, "b")
+    view, directory = view_of(tmp_path, out)
+    mkdir = os.mkdir
+
+    def full(path, *args):
+        if path.endswith("b"):
+            raise OSError(28, "No space left on device")
+        mkdir(path, *args)
+
+    monkeypatch.setattr(os, "mkdir", full)
+    view.refresh()
+    assert names(directory) == ["a"]
+    line = f"showing 1 of 2 runs in {out}; left out: 1 (No space left on device)"
+    assert view.summary() == line
+
+
+ERRORS = {
+    "no-logdir": ([], "the following arguments are required: --logdir .*"),
+    "no-directory": (["--logdir", "nowhere"], "no such directory: nowhere"),
+    "a-file": (
+        ["--logdir", "{out}/exp0/store.h5"],
+        "no such directory: {out}/exp0/store.h5",
+    ),
+    "no-port": (["--port", "x"], "argument --port: invalid int value: 'x' .*"),
+    "port-too-high": (
+        ["--port", "70000"],
+        "--port 70000 is not between 0 and 65535 .*",
+    ),
+    "regex": (
+        ["--filter-param", "slope", "["],
+        r"--filter-param '\[': unterminated .*",
+    ),
+    "half-a-filter": (
+        ["--filter-param", "x"],
+        "argument --filter-param: expected 2 .*",
+    ),
+    "unclosed-format": (
+        ["--format-str", "{{slope"],
+        "--format-str '{{slope': expected '}}'.*",
+    ),
+    "format-spec": (
+        ["--format-str", "{{slope:q}}"],
+        "--format-str '{{slope:q}}': .* 'q' .*",
+    ),
+    "unknown-in-filter": (
+        ["--filter-param", "lr", "."],
+        "unknown parameter 'lr'; table 'metadata' has: slope",
+    ),
+    "unknown-in-format": (
+        ["--format-str", "{{lr}}"],
+        "unknown parameter 'lr'; table 'metadata' has: slope",
+    ),
+    "attribute": (
+        ["--format-str", "{{slope.__class__}}"],
+        "unknown parameter 'slope.__class__'; .* has: slope",
+    ),
+    "index": (["--format-str", "{{slope[0]}}"], r"unknown parameter 'slope\[0\]'; .*"),
+    "unnamed": (["--format-str", "{{}}"], "unknown parameter ''; .*"),
+    "unknown-option": (["--bogus", "1"], "TensorBoard refuses --bogus 1: .*"),
+    "bad-value": (
+        ["--reload_interval", "x"],
+        "TensorBoard refuses --reload_interval x: argument .*",
+    ),
+    "conflict": (
+        ["--host", "::1", "--bind_all"],
+        "Must not specify both --host and .*",
+    ),
+    "foreign-host": (["--host", "203.0.113.1"], "cannot listen on 203.0.113.1:0: .*"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of TensorBoard's imports
+@pytest.mark.parametrize(("args", "message"), ERRORS.values(), ids=ERRORS)
+def test_tb_refuses_in_one_line(out, tmp_path, monkeypatch, capfd, args, message):
+    log_slope(out, 0)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(cox.tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(cox.signal, "signal", lambda *args: None)
+    args = [arg.format(out=out) for arg in args]
+    if args and "--logdir" not in args:
+        args += ["--logdir", str(out)]
+    if "--port" not in args:
+        args += ["--port", "0"]
+    assert cox.main(["tb", *args]) == 2
+    said = capfd.readouterr()
+    assert re.fullmatch(f"cox tb: {message.format(out=out)}\n", said.err)
+    assert said.out == ""
+    assert not list(tmp_path.glob("tmp/*"))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "bind_all"])
+def test_a_busy_port_is_one_line(tb, out, host):
+    out.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = str(busy.getsockname()[1])
+        where = ["--bind_all"] if host == "bind_all" else ["--host", host]
+        server = tb("--logdir", out, *where, port=port)
+        assert server.process.wait(30) == 2
+    host = "*" if host == "bind_all" else host
+    assert re.fullmatch(
+        rf"cox tb: cannot listen on {re.escape(host)}:{port}: .* in use.* --port 0\n",
+        server.log.read_text(),
+    )
+
+
+def test_tb_without_tensorboard_says_how_to_install_it(out, monkeypatch, capsys):
+    out.mkdir()
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    assert cox.main(["tb", "--logdir", str(out)]) == 2
+    assert capsys.readouterr().err.endswith(": pip install tensorboard\n")
+
+
+SIGNALS = {"SIGINT": 0, "SIGTERM": 128 + 15, "SIGHUP": 128 + 1}
+
+
+@pytest.mark.parametrize(("name", "status"), SIGNALS.items(), ids=SIGNALS)
+def test_a_signal_ends_tb_and_removes_the_view(tb, out, name, status):
+    log_slope(out, 1)
+    server = tb("--logdir", out).serve()
+    assert len(server.view()) == 1
+    assert server.end(getattr(signal, name)) == status
+    assert server.view() == []
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_a_second_signal_does_not_stop_the_removal(tb, many):
+    server = tb("--logdir", many).serve()
+    while server.process.poll() is None:
+        server.process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.process.wait(0.003)
+    assert server.view() == []
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_signal_while_the_view_is_made_removes_it(tb, many, name):
+    server = tb("--logdir", many)
+    until(lambda: server.view() and names(server.view()[0]))
+    assert server.end(getattr(signal, name)) in (SIGNALS[name], 130)
+    assert server.view() == []
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_a_runs_own_directory_is_a_logdir(tb, out):
+    log_slope(out, 1)
+    log_slope(out, 2)
+    server = tb("--logdir", out / "exp1", "--format-str", "slope-{slope}").serve()
+    server.wait_for_runs("slope-1-exp1")
+
+
+@pytest.mark.parametrize(
+    "logdir", ["out", "./out/", "link", "exp/..", "odd [dir] %é,:"]
+)
+def test_a_logdir_may_be_relative_linked_or_odd(tmp_path, out, monkeypatch, logdir):
+    monkeypatch.chdir(tmp_path)
+    log_slope(out, 1)
+    pathlib.Path("link").symlink_to("out")
+    pathlib.Path("odd [dir] %é,:").symlink_to("out")
+    view, directory = view_of(tmp_path, logdir.replace("exp", "out/exp1"))
+    monkeypatch.chdir("/")
+    view.refresh()
+    (link,) = directory.glob("exp1/*.0000")
+    assert link.read_bytes()
+
+
+def test_500_runs_of_2000_points_show(tb, many):
+    server = tb("--logdir", many).serve()
+    until(lambda: [len(server.points(f"e{i}", "loss")) for i in (0, 250, 499)], all)
+    tags = until(
+        lambda: server.get("plugin/scalars/tags"), lambda tags: len(tags) == 500
+    )
+    assert all("loss" in of_run for of_run in tags.values())
+
+
+WALKTHROUGH_2 = """
+import sys
+from cox.store import Store
+
+OUT_DIR = sys.argv[1]
+for slope in range(5):
+    s = Store(OUT_DIR) # Create OUT_DIR/RANDOM_UUID
+    s.add_table('line_graphs', {'mx': int, 'mx^2': int})
+    s.add_table('metadata', {'slope': int})
+    s['metadata'].append_row({'slope': slope})
+
+    for x in range(10):
+        s.writer.add_scalar('line', slope*x, x)
+        s.writer.add_scalar('parabola', slope*(x**2), x)
+
+    for x in range(10):
+        s.log_table_and_tb('line_graphs', {'mx': slope*x, 'mx^2': slope*(x**2)})
+        s['line_graphs'].flush_row()
+"""
+AS_DOCUMENTED = ["--format-str", "slope-{slope}", "--filter-param", "slope", "[1-3]"]
+AS_DOCUMENTED += ["--metadata-table", "metadata"]
+
+
+@pytest.mark.parametrize("status", [0, 2], ids=["help", "error"])
+@pytest.mark.parametrize(
+    "command",
+    ["cox tb", "cox.tensorboard_view", "pkg.cox tb", "pkg.cox.tensorboard_view"],
+)
+def test_the_command_has_several_names(tmp_path, command, status):
+    (tmp_path / "pkg").mkdir()
+    shutil.copy(cox.__file__, tmp_path / "pkg")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", *command.split(), *["--help"][status:]],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": f"{HERE}{os.pathsep}{tmp_path}"},
+    )
+    assert done.returncode == status
+    shown, empty = (done.stderr, done.stdout) if status else (done.stdout, done.stderr)
+    assert shown.startswith("cox tb: the following" if status else "usage: cox tb ")
+    assert empty == ""
+
+
+@pytest.mark.parametrize(("args", "status"), [(["--help"], 0), ([], 2), (["x"], 2)])
+def test_cox_has_one_command(capsys, args, status):
+    assert cox.main(args) == status
+    said = capsys.readouterr()
+    assert "usage: cox tb" in (said.err if status else said.out)
+    assert "" in said
+
+
+def test_runs_of_the_original_show_under_their_parameters(tmp_path, out):
+    for exp_id, lr in ("a", 0.1), ("b", 0.2):
+        metadata = (
+            {"lr": float, "layers": OBJECT},
+            pd.DataFrame({"lr": [lr], "layers": [cox.obj_to_string([64, 32])]}),
+        )
+        run = make_original_store(out / exp_id, metadata=metadata)
+        (run / "tensorboard" / "events.out.tfevents.1.x").write_bytes(b"")
+    before = tree(out)
+    view, directory = view_of(tmp_path, out, "--format-str", "{lr}-{layers}")
+    view.refresh()
+    assert names(directory) == ["0.1-64.32-a", "0.2-64.32-b"]
+    assert tree(out) == before
+
+
+def test_walkthrough_2(tb, out, tmp_path):
+    env = os.environ | {"PYTHONPATH": str(HERE)}
+    python = [sys.executable, "-W", "error"]
+    subprocess.run([*python, "-c", WALKTHROUGH_2, out], check=True, env=env)
+    before = tree(out)
+    slopes = {
+        path.name: int(Store(out, path.name, mode="r")["metadata"].df["slope"].iloc[0])
+        for path in out.iterdir()
+    }
+    assert sorted(slopes.values()) == [0, 1, 2, 3, 4]
+    shown = {
+        f"slope-{slope}-{e}": slope for e, slope in slopes.items() if 1 <= slope <= 3
+    }
+    server = tb("--logdir", out, *AS_DOCUMENTED, module="cox.tensorboard_view").serve()
+    server.wait_for_runs(*shown)
+    for run, slope in shown.items():
+        line = [[x, slope * x] for x in range(10)]
+        parabola = [[x, slope * x**2] for x in range(10)]
+        for tag, points in {
+            **{"line": line, "parabola": parabola},
+            **{"line_graphs/mx": line, "line_graphs/mx^2": parabola},
+        }.items():
+            server.wait_for_points(run, tag, points)
+    assert tree(out) == before
+
+
+class Browser:
+    """Headless Chromium, driven over its DevTools protocol."""
+
+    # Text of a page, and the stroke of each curve, through all shadow roots
+    COLLECT = """(() => {
+        const texts = [], strokes = new Set();
+        const walk = node => {
+            if (node.shadowRoot) walk(node.shadowRoot);
+            if (node.nodeType === Node.TEXT_NODE && node.parentNode.checkVisibility?.())
+                texts.push(node.textContent.trim());
+            if (node.nodeName === 'path' && node.getTotalLength() > 100)
+                strokes.add(getComputedStyle(node).stroke);
+            node.childNodes.forEach(walk);
+        };
+        walk(document.body);
+        return {texts: texts.filter(text => text), strokes: [...strokes]};
+    })()"""
+
+    def __init__(self, directory):
+        self.websocket = pytest.importorskip("websocket")
+        binary = shutil.which("chromium") or pytest.skip("needs Chromium")
+        flags = "headless no-sandbox disable-gpu disable-quic no-first-run disable-sync"
+        flags += " disable-background-networking disable-component-update"
+        flags += " remote-allow-origins=* remote-debugging-port=0"
+        flags += f" user-data-dir={directory}"
+        command = [binary, *(f"--{flag}" for flag in flags.split())]
+        log = directory.with_suffix(".log")
+        with log.open("wb") as stderr:
+            self.process = subprocess.Popen(command, stderr=stderr)
+        listening = until(lambda: re.search(r"ws://(\S+?)/", log.read_text()))
+        with urllib.request.urlopen(
+            f"http://{listening[1]}/json", timeout=30
+        ) as response:
+            pages = json.load(response)
+        (url,) = (
+            page["webSocketDebuggerUrl"] for page in pages if page["type"] == "page"
+        )
+        self.page = self.websocket.create_connection(url, timeout=60)
+
+    def call(self, method, **params):
+        self.page.send(json.dumps({"id": 1, "method": method, "params": params}))
+        return json.loads(self.page.recv())["result"]
+
+    def visit(self, url):
+        size = {"width": 1040, "height": 700, "deviceScaleFactor": 1, "mobile": False}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
+        self.call("Page.navigate", url=url)
+
+    def collect(self):
+        result = self.call(
+            "Runtime.evaluate", expression=self.COLLECT, returnByValue=True
+        )
+        return result["result"].get("value", {"texts": [], "strokes": []})
+
+    def picture(self):
+        return base64.b64decode(self.call("Page.captureScreenshot")["data"])
+
+    def close(self):
+        if hasattr(self, "page"):
+            self.page.close()
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def browser(tmp_path):
+    browser = Browser(tmp_path / "chromium")
+    yield browser
+    browser.close()
+
+
+def save_picture(png):
+    """Keep README's picture, in few colours, where COX_PICTURE_DIR says."""
+    if directory := os.environ.get("COX_PICTURE_DIR"):
+        image = pytest.importorskip("PIL.Image").open(io.BytesIO(png))
+        small = image.convert("RGB").quantize(64, dither=0)
+        small.save(pathlib.Path(directory) / "tensorboard.png", optimize=True)
+
+
+def test_a_browser_shows_curves_and_the_hparams_table(tb, out, browser):
+    for slope in range(5):
+        log_slope(out, slope, str(uuid.uuid4()))
+    tmp = pathlib.Path(tempfile.gettempdir())  # it is in the picture
+    server = tb("--logdir", out, *AS_DOCUMENTED, tmp=tmp).serve()
+    until(server.runs, lambda runs: len(runs) == 3)
+    runs = server.runs()
+    for run in runs:
+        until(lambda run=run: server.points(run, "line_graphs/mx^2"))
+
+    browser.visit(f"{server.url}/#scalars&_smoothingWeight=0")
+    page = until(browser.collect, lambda page: len(page["strokes"]) >= 4)
+    assert set(runs) | {"line_graphs/mx", "line_graphs/mx^2"} <= set(page["texts"])
+    save_picture(browser.picture())
+
+    browser.visit(f"{server.url}/#hparams")
+    table = [
+        *["slope", "line_graphs/mx", "line_graphs/mx^2"],
+        *[runs[0], "1.0000", "9.0000", "81.000"],
+        *[runs[1], "2.0000", "18.000", "162.00"],
+        *[runs[2], "3.0000", "27.000", "243.00"],
+    ]
+    until(browser.collect, lambda page: str(table)[1:-1] in str(page["texts"]))
 
 
 ###############################################################################
