@@ -606,10 +606,8 @@ def _scan(schema: _Schema, body: bytes, text: bytes) -> _Scan:
     # behind them: a record that stops, or turns to zeros, at some byte
     in_part = len(tail) < size and struct.pack("<q", torn + 1).startswith(tail[:8])
     if in_part and torn < whole:  # nor is it whole, with zeros in its check
-        stored = tail[size - 8 :]
-        in_part = not good[torn] and struct.pack("<q", expected[torn]).startswith(
-            stored
-        )
+        check = struct.pack("<q", expected[torn])
+        in_part = not good[torn] and check.startswith(tail[size - 8 :])
     if not in_part:
         found = records["number"][torn] if torn < whole else "in part"
         raise CorruptError(
@@ -669,13 +667,18 @@ def _decode_texts(rows: _Rows) -> dict[int, list[str]]:
     return texts
 
 
+def _text_dtype() -> Any:
+    """Return what pandas takes for str: by its version, and its options now."""
+    return pd.Series([""]).dtype
+
+
 def _frame(rows: _Rows, text_dtype: Any = None) -> pd.DataFrame:
     """Return rows as a frame, index 0..n-1, text in pandas' own dtype for str."""
     schema = _decode_header(rows.header)
     records = np.frombuffer(rows.records, schema.dtype)
     columns: dict[str, Any] = {}
     texts = _decode_texts(rows)
-    text_dtype = text_dtype or pd.Series([""]).dtype
+    text_dtype = text_dtype or _text_dtype()
     for i, name in enumerate(schema.columns):
         if i not in texts:
             columns[name] = records[str(i)]
@@ -735,8 +738,8 @@ def _read_table(path: str) -> tuple[_Schema, bytes, bytes, _Scan]:
         FileNotFoundError: There is no such table.
         CorruptError: A file is damaged.
     """
-    text: bytes | None = b""
     while True:
+        text: bytes | None = b""
         with open(path + _ROWS, "rb", buffering=0) as file:
             data = file.read()
             header = data[: data.find(b"\n") + 1]
@@ -1218,16 +1221,19 @@ def _read_rows(run_dir: str, name: str, source: int = 0) -> _Rows:
         NotFoundError: The run has no such table.
         CorruptError: A file of the table is damaged.
     """
-    with contextlib.suppress(FileNotFoundError):
-        schema, body, text, scan = _read_table(_table_path(run_dir, name))
-        body = body[: scan.nrows * schema.dtype.itemsize]
-        return _Rows(schema.header, [source], [scan.nrows], body, text)
-    names = _list_tables(run_dir)
-    if names is None and _is_run(run_dir):
-        original = _original_tables(run_dir)
-        if name in original:
-            return original[name]._replace(sources=[source])
-        names = sorted(original)
+    for _ in range(2):  # between two looks a table may be made, or a run converted
+        with contextlib.suppress(FileNotFoundError):
+            schema, body, text, scan = _read_table(_table_path(run_dir, name))
+            body = body[: scan.nrows * schema.dtype.itemsize]
+            return _Rows(schema.header, [source], [scan.nrows], body, text)
+        names = _list_tables(run_dir)
+        if names is None and _is_run(run_dir):
+            original = _original_tables(run_dir)
+            if name in original:
+                return original[name]._replace(sources=[source])
+            names = sorted(original)
+        if name not in (names or ()):
+            break
     raise NotFoundError(
         f"no table {name!r} in {run_dir}. Tables: {', '.join(names or ['none'])}"
     )
@@ -1249,7 +1255,11 @@ def _read_headers(run_dir: str) -> dict[str, bytes]:
     names = _list_tables(run_dir)
     if names is None:
         return {name: rows.header for name, rows in _original_tables(run_dir).items()}
-    return {name: _read_header(run_dir, name) for name in names}
+    headers = {}
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):  # mode 'w' has just erased it
+            headers[name] = _read_header(run_dir, name)
+    return headers
 
 
 def _create_table(tables_dir: str, name: str, rows: _Rows) -> None:
@@ -1332,7 +1342,12 @@ class _Run:
                 self._convert()
 
     def _take_lock(self, tables_dir: str) -> None:
-        fd = os.open(os.path.join(tables_dir, _LOCK_NAME), _O_LOCK, 0o666)
+        try:
+            fd = os.open(os.path.join(tables_dir, _LOCK_NAME), _O_LOCK, 0o666)
+        except OSError as err:
+            raise WriteRefusedError(
+                f"{self.path} may not be written: {err}; to read, use mode 'r'"
+            ) from err
         try:
             if not _flock(fd):
                 holder = os.read(fd, 1 << 10).decode(errors="replace").strip()
@@ -1494,6 +1509,8 @@ class _Run:
         if self.is_changed:
             self.checkpoint()
         with self.lock:
+            if self.is_changed:  # rows that other threads logged meanwhile
+                self.checkpoint()
             if not self.is_busy:  # else a signal handler came amid a row: close later
                 self.refusal = self.refusal or "its Store was closed; open it again"
                 self._release()
@@ -1786,7 +1803,8 @@ class Table:
         for i in self._schema.file_fields:
             uid = str(uuid.uuid4())
             paths.append(os.path.join(self._objects_dir, uid))
-            os.makedirs(self._objects_dir, exist_ok=True)
+            with contextlib.suppress(OSError):  # what else it is, the next line says
+                os.mkdir(self._objects_dir)  # no parents: the run may be gone
             _write_file(paths[-1], values[i], self._run.tables_dir, sync=False)
             values[i] = uid.encode()
 
@@ -2818,13 +2836,9 @@ class Store:
                 header = _read_header(self.path, table_id)
             except FileNotFoundError:  # no such table, or a run of the original
                 header = _read_rows(self.path, table_id).header
-            self._tables[table_id] = Table(
-                table_id,
-                _decode_header(header).types,
-                self._run.objects_dir,
-                self,
-                has_initialized=True,
-            )
+            types_ = _decode_header(header).types
+            table = Table(table_id, types_, self._run.objects_dir, self, True)
+            self._tables.setdefault(table_id, table)  # of two threads, one wins
         return self._tables[table_id]
 
     __getitem__ = get_table
@@ -2835,7 +2849,9 @@ class Store:
         if self._writer is None:
             if self._run.refusal:
                 self._run.claim()
-            self._writer = EventWriter(os.path.join(self.path, _TENSORBOARD_DIR))
+            with self._run.lock:
+                logdir = os.path.join(self.path, _TENSORBOARD_DIR)
+                self._writer = self._writer or EventWriter(logdir)
         return self._writer
 
     tensorboard = writer
@@ -3083,7 +3099,8 @@ class CollectionReader:
             self._handle_errors(exp_ids, errors, skip_errors)
             sources = np.repeat(rows.sources, rows.counts)
             if append_exp_id:
-                frame["exp_id"] = np.array(exp_ids, dtype=object)[sources]
+                ids = np.array(exp_ids, dtype=object)[sources]
+                frame["exp_id"] = pd.Series(ids, frame.index, dtype=_text_dtype())
             is_kept = ~np.isin(sources, list(errors))
             frames.append(frame[is_kept] if errors else frame)
             positions.append(sources[is_kept])
