@@ -554,15 +554,6 @@ class _Scan(NamedTuple):
     torn_size: int  # bytes of `.rows` behind the last good record
 
 
-def _text_spans(schema: _Schema, records: Any) -> tuple[Any, Any]:
-    """Return where each row's text starts and ends, as recorded."""
-    lengths = [records[str(i)] for i in schema.text_fields]
-    # a negative length must not pass for one that fits
-    total = functools.reduce(operator.add, lengths)
-    negative = functools.reduce(operator.or_, [part < 0 for part in lengths])
-    return records["start"], np.where(negative, -1, records["start"] + total)
-
-
 def _scan(schema: _Schema, body: bytes, text: bytes) -> _Scan:
     """Find the good rows in the bytes behind a header.
 
@@ -575,23 +566,22 @@ def _scan(schema: _Schema, body: bytes, text: bytes) -> _Scan:
     records = np.frombuffer(body, schema.dtype, whole)
     number = np.arange(1, whole + 1)
     in_place = records["number"] == number
-    good, expected, text_end = in_place, number, number
+    good, expected = in_place, number
+    start = text_end = np.zeros(whole, np.int64)
     if schema.text_fields:
-        start, text_end = _text_spans(schema, records)
+        start, lengths = records["start"], [records[str(i)] for i in schema.text_fields]
+        # a negative length must not pass for one that fits
+        text_end = np.where(np.min(lengths, axis=0) < 0, -1, start + sum(lengths))
         good = in_place & (start >= 0) & (start <= text_end) & (text_end <= len(text))
         view = memoryview(text)
         expected = number.copy()
-        expected[good] += np.fromiter(
-            (
-                zlib.crc32(view[a:b])
-                for a, b in zip(start[good].tolist(), text_end[good].tolist())
-            ),
-            np.int64,
-        )
+        spans = zip(start[good].tolist(), text_end[good].tolist())
+        crcs = (zlib.crc32(view[a:b]) for a, b in spans)
+        expected[good] += np.fromiter(crcs, np.int64)
     good = good & (records["check"] == expected)
 
     nrows = whole if good.all() else int(good.argmin())
-    text_size = int(text_end[nrows - 1]) if schema.text_fields and nrows else 0
+    text_size = int(text_end[nrows - 1]) if nrows else 0
     torn_size = len(body) - nrows * size
     if not torn_size:
         return _Scan(nrows, text_size, 0)
@@ -987,7 +977,7 @@ _hdf5_lock = threading.RLock()
 def _open_hdf5(image: bytes = b"") -> Iterator[Any]:
     """Open the bytes of an HDF5 file, or of a new one, without running its pickles."""
     options: dict[str, Any] = {"driver_core_image": image} if image else {}
-    attributeset: Any = tables.attributeset
+    attributeset: Any = importlib.import_module("tables.attributeset")
     with _hdf5_lock:
         pickle_module = attributeset.pickle
         attributeset.pickle = _GuardedPickle(pickle_module)
@@ -1127,27 +1117,21 @@ def _original_tables(run_dir: str) -> dict[str, _Rows]:
         CorruptError: store.h5 is no HDF5 file, or its tables are not cox's.
     """
     path = os.path.join(run_dir, _STORE_NAME)
-    for attempts_left in reversed(range(10)):
-        before = os.stat(path)
-        image = _read_file(path)
-        error: Exception | None = None
+    reason = "it changes all the time"
+    for _ in range(10):
+        before, image, after = os.stat(path), _read_file(path), os.stat(path)
         try:
-            with _open_hdf5(image or b"empty") as store:
-                groups = store.root._f_walk_groups()
-                ours = [group for group in groups if "COX_DATA" in group._v_attrs]
-                original = dict(map(_original_table, ours))
+            if before.st_mtime_ns == after.st_mtime_ns:
+                with _open_hdf5(image or b"empty") as store:
+                    groups = store.root._f_walk_groups()
+                    ours = [group for group in groups if "COX_DATA" in group._v_attrs]
+                    return dict(map(_original_table, ours))
         except (tables.HDF5ExtError, OSError, ValueError, LookupError) as err:
-            error = err
-        after = os.stat(path)
-        is_changed = (
-            before.st_mtime_ns != after.st_mtime_ns or len(image) != after.st_size
-        )
-        if error is None and not is_changed:
-            return original
-        if not attempts_left or not (is_changed or time.time() - after.st_mtime < 60):
+            reason = str(err)
+        if time.time() - after.st_mtime > 60:
             break
-        time.sleep(0.05)  # its writer is at work: read it again
-    raise CorruptError(f"{path} cannot be read: {error or 'it changes all the time'}")
+        time.sleep(0.05)  # its writer may be at work: read it again
+    raise CorruptError(f"{path} cannot be read: {reason}")
 
 
 def _original_table(group: Any) -> tuple[str, _Rows]:
@@ -1158,13 +1142,12 @@ def _original_table(group: Any) -> tuple[str, _Rows]:
     node = group._v_children["table"]
     if not isinstance(node, tables.Table):  # reading a VLArray would unpickle it
         raise ValueError(f"{group._v_pathname}/table is no table")
-    records = node.read()
+    records: Any = node.read()
     values: dict[str, Any] = {}
-    for field in records.dtype.names:
-        if field != "index":
-            names = node._v_attrs[field + "_kind"]
-            block = records[field].reshape(len(records), len(names))
-            values.update((name, block[:, i]) for i, name in enumerate(names))
+    for field in set(records.dtype.names or ()) - {"index"}:
+        names = node._v_attrs[field + "_kind"]
+        block = records[field].reshape(len(records), len(names))
+        values.update((name, block[:, i]) for i, name in enumerate(names))
     columns = []
     for name, kind in _decode_header(header).columns.items():
         column = values[name]
@@ -1221,6 +1204,7 @@ def _read_rows(run_dir: str, name: str, source: int = 0) -> _Rows:
         NotFoundError: The run has no such table.
         CorruptError: A file of the table is damaged.
     """
+    names: list[str] | None = None
     for _ in range(2):  # between two looks a table may be made, or a run converted
         with contextlib.suppress(FileNotFoundError):
             schema, body, text, scan = _read_table(_table_path(run_dir, name))
@@ -1698,15 +1682,7 @@ class Table:
 
             After any of them the row is still staged, and no part of it written.
         """
-        run = self._run
-        with run.lock:
-            if run.is_busy or run.refusal:
-                self._refuse()
-            try:
-                run.is_busy = True
-                self._write(self._staged)
-            finally:
-                run.is_busy = False
+        self.append_row({})
 
     def append_row(self, data: Mapping[str, Any]) -> None:
         """Stage ``data`` and flush the row in one call; on error, neither is done.
@@ -3270,7 +3246,7 @@ def _read_params(run_dir: str, table: str) -> dict[str, Any] | None:
     params = {}
     frame = _frame(rows, object).head(1)
     for column, kind in _decode_header(rows.header).columns.items():
-        value = frame[column].iloc[0]
+        value: Any = frame[column].iloc[0]
         if isinstance(value, np.floating):
             value = float(str(value))  # a float32 shows as 0.1, not 0.10000000149011612
         if kind == OBJECT:

@@ -647,6 +647,13 @@ def test_values_come_back(tmp_path, kind, data):
         assert_frame(frame, {"x": expected})
 
 
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: ascii(text)[:9])
+def test_awkward_text_comes_back_alone_and_in_company(out, text):
+    for notes in ([text], [text, "plain"]):
+        frames = frames_of(out, {"x": str}, [{"x": note} for note in notes])
+        assert [frame["x"].tolist() for frame in frames.values()] == [notes] * 5
+
+
 NAMES = ["mx^2", "index", "a/b", "class", "", "é", "x\0y", "\ud800", "row", "check"]
 NAMES += ["values_block_0", "level_0", "c0", ".", "..", "a b", '"', "0", "n" * 300]
 
