@@ -392,9 +392,10 @@ def _load_pickle(uid: str, objects_dir: str) -> Any:
 
 
 def _load_pytorch_state(uid: str, objects_dir: str, **kwargs: Any) -> Any:
+    path = _object_path(uid, objects_dir)
     import torch
 
-    return torch.load(_object_path(uid, objects_dir), **kwargs)
+    return torch.load(path, **kwargs)
 
 
 class _Kind(NamedTuple):
@@ -601,9 +602,9 @@ def _scan(schema: _Schema, body: bytes, text: bytes) -> _Scan:
     if not in_part:
         found = records["number"][torn] if torn < whole else "in part"
         raise CorruptError(
-            f"record {torn + 1} at byte {len(schema.header) + torn * size} is damaged "
-            f"(its number reads {found}; {int(good[torn:].sum())} good ones follow)"
-            f". Copy the file aside, then cut it to "
+            f"record {torn + 1} at byte {len(schema.header) + torn * size}, or its "
+            f"text, is damaged (its number reads {found}; {int(good[torn:].sum())} good "
+            "ones follow). Copy the file aside, then cut it to "
             f"{len(schema.header) + nrows * size} bytes to keep the first {nrows} rows"
         )
     return _Scan(nrows, text_size, torn_size)
@@ -819,7 +820,7 @@ class _RowWriter:
 
     def __init__(self, path: str, schema: _Schema) -> None:
         found, body, text, scan = _read_table(path)
-        if found.header != schema.header:
+        if [*found.columns.items()] != [*schema.columns.items()]:
             raise SchemaError(
                 f"{path + _ROWS} was made anew, with columns {found.columns}; open the "
                 "Store again"
@@ -880,7 +881,7 @@ class _RowWriter:
                 with contextlib.suppress(OSError):  # else before the next row
                     self._repair()
             if isinstance(err, OSError):
-                what = f"row {number} could not be written; it is still staged"
+                what = f"could not write row {number}, no part of it is there"
                 raise _storage_error(err, what, self.path + _ROWS) from err
             raise
 
@@ -1081,7 +1082,7 @@ def _put_frames(store: Any, all_rows: Mapping[str, _Rows]) -> bytes:
         for name in sorted(all_rows):  # "a" before "a/b", which is a group in it
             try:
                 _put_frame(store, name, all_rows[name])
-            except ValueError as err:
+            except Exception as err:  # one odd table must not keep the others out
                 _log.warning("table %r is left out of %s: %s", name, _STORE_NAME, err)
     return _hdf5_image(store)
 
@@ -1104,8 +1105,8 @@ def _export_image(all_rows: Mapping[str, _Rows], old: bytes) -> tuple[bytes, str
                     reason = "something else added rows or a table of cox to it"
                 elif next(store.root._v_file.walk_nodes("/", "Leaf"), None) is not None:
                     return _put_frames(store, all_rows), ""
-        except (tables.HDF5ExtError, OSError, ValueError, AttributeError) as err:
-            reason = f"it could not be opened ({err})"
+        except (tables.HDF5ExtError, OSError, ValueError, AttributeError):
+            reason = "it is damaged, or no HDF5 file"
     with _open_hdf5() as store:
         return _put_frames(store, all_rows), reason
 
@@ -1126,7 +1127,9 @@ def _original_tables(run_dir: str) -> dict[str, _Rows]:
                     groups = store.root._f_walk_groups()
                     ours = [group for group in groups if "COX_DATA" in group._v_attrs]
                     return dict(map(_original_table, ours))
-        except (tables.HDF5ExtError, OSError, ValueError, LookupError) as err:
+        except tables.HDF5ExtError:
+            reason = "it is damaged, or no HDF5 file"
+        except (OSError, ValueError, LookupError) as err:
             reason = str(err)
         if time.time() - after.st_mtime > 60:
             break
@@ -1271,7 +1274,7 @@ class _Run:
         self.refusal = ""  # why this process may not write
         self.unsynced: list[str] = []  # paths of new files in .table_objects/
         self._lock_fd = -1
-        self._writers: dict[str, _RowWriter] = {}
+        self.writers: dict[str, _RowWriter] = {}
         self._export_lock = threading.RLock()
         self._is_exporting = False
         self._is_changed = False  # tables were made or erased since the last export
@@ -1324,6 +1327,9 @@ class _Run:
                 self._take_lock(self.tables_dir)
             else:
                 self._convert()
+            self._is_changed = (
+                True  # for all we know: who wrote last may have been killed
+            )
 
     def _take_lock(self, tables_dir: str) -> None:
         try:
@@ -1362,7 +1368,12 @@ class _Run:
             if os.path.isdir(self.tables_dir):  # since we looked
                 self._take_lock(self.tables_dir)
                 return
-            original = _original_tables(self.path)
+            try:
+                original = _original_tables(self.path)
+            except CorruptError:
+                if self.mode != "w":
+                    raise
+                original = {}  # the export keeps the damaged file aside
             new_dir = self.tables_dir + _NEW
             shutil.rmtree(new_dir, ignore_errors=True)  # of one that died here
             os.mkdir(new_dir)
@@ -1412,21 +1423,20 @@ class _Run:
             )
         return found  # whose columns may be in another order
 
-    def writer(self, name: str, schema: _Schema) -> _RowWriter:
+    def open_writer(self, name: str, schema: _Schema) -> _RowWriter:
         """Open the files of a table; repair their end."""
         self.claim()
-        if name not in self._writers:
-            self._writers[name] = _RowWriter(_table_path(self.path, name), schema)
-        return self._writers[name]
+        self.writers[name] = _RowWriter(_table_path(self.path, name), schema)
+        return self.writers[name]
 
     def nrows(self, name: str) -> int:
-        if name in self._writers:
-            return self._writers[name].end[0]
+        if name in self.writers:
+            return self.writers[name].end[0]
         return _read_rows(self.path, name).counts[0]
 
     @property
     def is_changed(self) -> bool:
-        ends = {writer.path: writer.end for writer in self._writers.values()}
+        ends = {writer.path: writer.end for writer in self.writers.values()}
         return self._is_changed or (bool(ends) and ends != self._exported)
 
     def checkpoint(self) -> None:
@@ -1435,17 +1445,15 @@ class _Run:
         # amid a row holds the one and may want the other
         with self.lock:
             self.claim()
-            writers = list(self._writers.values())
+            writers = list(self.writers.values())
             ends = {writer.path: writer.end for writer in writers}
             unsynced, self.unsynced = self.unsynced, []
             self._is_changed = False
         try:
             with self._export_lock:
-                if self._is_exporting:
-                    raise WriteRefusedError(
-                        f"a signal handler came amid an export of {self.path}; set a "
-                        "flag there and close in the main program"
-                    )
+                self._refuse_amid_export()
+                if self._lock_fd < 0:
+                    return  # closed meanwhile, and so exported
                 try:
                     self._is_exporting = True
                     self._sync(writers, unsynced)
@@ -1483,7 +1491,7 @@ class _Run:
             _log.warning("kept %s as %s: %s", self.store_path, aside, reason)
         self._write_store(self.store_path, image)
 
-    def close(self) -> None:
+    def close(self, refusal: str = "its Store was closed; open it again") -> None:
         """Export if anything changed, and give up the lock.
 
         Raises:
@@ -1492,17 +1500,25 @@ class _Run:
         """
         if self.is_changed:
             self.checkpoint()
-        with self.lock:
+        with self.lock, self._export_lock:
+            self._refuse_amid_export()
             if self.is_changed:  # rows that other threads logged meanwhile
                 self.checkpoint()
             if not self.is_busy:  # else a signal handler came amid a row: close later
-                self.refusal = self.refusal or "its Store was closed; open it again"
+                self.refusal = self.refusal or refusal
                 self._release()
 
+    def _refuse_amid_export(self) -> None:
+        if self._is_exporting:  # by this thread, which holds the lock again
+            raise WriteRefusedError(
+                f"a signal handler came amid an export of {self.path}; set a flag "
+                "there and close in the main program"
+            )
+
     def _release(self) -> None:
-        for writer in self._writers.values():
+        for writer in self.writers.values():
             writer.close()
-        self._writers.clear()
+        self.writers.clear()
         fd, self._lock_fd = self._lock_fd, -1
         if fd >= 0:
             os.close(fd)
@@ -1517,12 +1533,13 @@ class _Run:
         self.lock, self._export_lock = threading.RLock(), threading.RLock()
         self._release()
 
-    def close_at_last(self) -> None:
+    def close_at_last(self, refusal: str = "the interpreter exits") -> None:
         """Close, where nobody is left to take an exception."""
         try:
-            self.close()
+            if not sys.is_finalizing():  # else HDF5 may be gone; atexit has been here
+                self.close(refusal)
         except Exception:
-            _log.exception("could not write %s; the rows are safe", self.store_path)
+            _log.exception("could not export the tables to %s", self.store_path)
             self._release()
 
     __del__ = close_at_last
@@ -1607,7 +1624,6 @@ class Table:
                 self._schema = self._run.create_table(name, self._schema)
         self._objects_dir = table_obj_dir
         self._staged = self._schema.blank.copy()  # converted values; None: none yet
-        self._writer: _RowWriter | None = None  # from the first row on
 
     def __repr__(self) -> str:
         columns = ", ".join(f"{c}: {kind}" for c, kind in self._schema.columns.items())
@@ -1720,6 +1736,10 @@ class Table:
                 i, convert = slots[name]
                 values[i] = convert(value)
         except Exception as err:
+            if not isinstance(data, Mapping):
+                raise SchemaError(
+                    f"a row is a dict, column to value; got {data!r}"
+                ) from None
             raise self._refusal(name, value, err) from err
         return values
 
@@ -1749,9 +1769,8 @@ class Table:
                 f"the row for table {self.name!r} has no value for column "
                 f"{', '.join(map(repr, missing))}; give one with update_row first"
             )
-        schema, writer, staged = self._schema, self._writer, self._staged
-        if writer is None:
-            writer = self._writer = self._run.writer(self.name, schema)
+        run, schema, staged = self._run, self._schema, self._staged
+        writer = run.writers.get(self.name) or run.open_writer(self.name, schema)
         end, text = writer.end, b""
         object_paths: list[str] = []
         try:
@@ -1772,7 +1791,7 @@ class Table:
                         os.unlink(path)
             raise
         if object_paths:
-            self._run.unsynced += object_paths
+            run.unsynced += object_paths
 
     def _create_objects(self, values: list[Any], paths: list[str]) -> None:
         """Write values that go to files; put the files' names in their place."""
@@ -2391,7 +2410,15 @@ class EventWriter:
     ) -> None:
         """Log a table's row as one event; its tags are ``main_tag/<column>``."""
         wall_time, step = self._resolve(global_step, None)
-        floats = [v if type(v) is float else _as_float(v) for v in values.values()]
+        floats = []
+        for name, value in values.items():
+            try:
+                floats.append(value if type(value) is float else _as_float(value))
+            except (TypeError, ValueError) as err:
+                raise SchemaError(
+                    f"column {name!r} of table {main_tag!r} cannot be a scalar: {err}; "
+                    "put it into the row with update_row"
+                ) from err
         record = _row_template(main_tag, *values).encode(floats, wall_time, step)
         self._append(record)
 
@@ -2761,6 +2788,12 @@ class Store:
         mode = "r" if self._run.mode == "r" else "a"  # "w" would erase it again
         return Store, (os.path.dirname(self.path), self.exp_id, False, mode)
 
+    def __del__(self) -> None:
+        # a notebook's cell that is run again finds the run free, though a table of
+        # the first Store may still be there; that one takes the lock when it writes
+        if hasattr(self, "_run"):
+            self._run.close_at_last(refusal="")
+
     def __enter__(self) -> Store:
         return self
 
@@ -2990,6 +3023,10 @@ class CollectionReader:
         self._stores: dict[str, Store] = {}
         if not os.path.isdir(self.directory):
             raise NotFoundError(f"there is no directory {self.directory}")
+        if _is_run(self.directory):
+            raise NotFoundError(
+                f"{self.directory} is a run; give the directory it is in"
+            )
         exp_ids = [
             exp_id
             for exp_id in _list_runs(self.directory)
@@ -3066,6 +3103,8 @@ class CollectionReader:
             CorruptError: A run cannot be read.
         """
         exp_ids = [e for e in self.exp_ids if exp_filter is None or exp_filter(e)]
+        if isinstance(keep_serialized, str):
+            keep_serialized = [keep_serialized]
         groups = self._read_groups(key, exp_ids, skip_errors)
         if not union_schemas:
             self._check_columns(key, groups, exp_ids)

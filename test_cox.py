@@ -897,8 +897,6 @@ def test_a_uid_that_points_elsewhere_is_refused(out, kind, uid, tmp_path):
     uid = uid.format(evil=evil)
     run = make_run(out, "run", t=({"x": kind}, [(uid,)]))
     evil.write_bytes(pickle.dumps("escaped"))
-    if kind == PYTORCH_STATE:
-        pytest.importorskip("torch")
     table = Store(out, "run")["t"]
     get = table.get_pickle if kind == PICKLE else table.get_state_dict
     with pytest.raises(CoxError):
@@ -1184,7 +1182,7 @@ def test_a_row_that_fails_leaves_no_file_of_its_objects(store, out, at_write, su
     table.append_row({"x": [0]})
     before = tree(out)
     at_write(out / "run" / ".tables" / f"t{suffix}", fail)
-    with pytest.raises(OSError, match="still staged"):
+    with pytest.raises(OSError, match="could not write"):
         table.append_row({"x": [1]})
     assert tree(out).keys() == before.keys()
     table.append_row({"x": [1]})
