@@ -64,7 +64,6 @@ import dataclasses
 import difflib
 import errno
 import functools
-import importlib
 import importlib.util
 import io
 import itertools
@@ -94,14 +93,7 @@ import warnings
 import wave
 import weakref
 import zlib
-from collections.abc import (
-    Callable,
-    Collection,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any, Final, NamedTuple, NoReturn
 
@@ -603,8 +595,8 @@ def _scan(schema: _Schema, body: bytes, text: bytes) -> _Scan:
         found = records["number"][torn] if torn < whole else "in part"
         raise CorruptError(
             f"record {torn + 1} at byte {len(schema.header) + torn * size}, or its "
-            f"text, is damaged (its number reads {found}; {int(good[torn:].sum())} good "
-            "ones follow). Copy the file aside, then cut it to "
+            f"text, is damaged (its number reads {found}; good ones behind it: "
+            f"{int(good[torn:].sum())}). Copy the file aside, then cut it to "
             f"{len(schema.header) + nrows * size} bytes to keep the first {nrows} rows"
         )
     return _Scan(nrows, text_size, torn_size)
@@ -978,7 +970,7 @@ _hdf5_lock = threading.RLock()
 def _open_hdf5(image: bytes = b"") -> Iterator[Any]:
     """Open the bytes of an HDF5 file, or of a new one, without running its pickles."""
     options: dict[str, Any] = {"driver_core_image": image} if image else {}
-    attributeset: Any = importlib.import_module("tables.attributeset")
+    attributeset: Any = sys.modules["tables.attributeset"]
     with _hdf5_lock:
         pickle_module = attributeset.pickle
         attributeset.pickle = _GuardedPickle(pickle_module)
@@ -1200,7 +1192,7 @@ def _list_tables(run_dir: str) -> list[str] | None:
     )
 
 
-def _read_rows(run_dir: str, name: str, source: int = 0) -> _Rows:
+def _read_rows(run_dir: str, name: str) -> _Rows:
     """Read a table of a run as it is now, whoever wrote it.
 
     Raises:
@@ -1212,12 +1204,12 @@ def _read_rows(run_dir: str, name: str, source: int = 0) -> _Rows:
         with contextlib.suppress(FileNotFoundError):
             schema, body, text, scan = _read_table(_table_path(run_dir, name))
             body = body[: scan.nrows * schema.dtype.itemsize]
-            return _Rows(schema.header, [source], [scan.nrows], body, text)
+            return _Rows(schema.header, [0], [scan.nrows], body, text)
         names = _list_tables(run_dir)
         if names is None and _is_run(run_dir):
             original = _original_tables(run_dir)
             if name in original:
-                return original[name]._replace(sources=[source])
+                return original[name]
             names = sorted(original)
         if name not in (names or ()):
             break
@@ -2128,8 +2120,6 @@ _row_template: Final = functools.lru_cache(maxsize=64)(_RowTemplate)
 # TensorBoard never reads past a torn record, so nothing may ever come after one.
 
 _HISTOGRAM_LIMITS: Final = 1e-12 * 1.1 ** np.arange(774)  # to 1e20, as TensorFlow
-# A writer's file: none, or its end unknown; no record yet; whole records; amid a write.
-_CLOSED, _EMPTY, _READY, _WRITING = range(4)
 
 
 def _as_frames(
@@ -2219,10 +2209,10 @@ class EventWriter:
         self._sub_writers: dict[str, EventWriter] = {}  # by logdir, of add_scalars
         self._pid = os.getpid()
         self._lock = threading.RLock()
-        self._state = _CLOSED
-        self._fd = -1
+        self._is_writing = False
         self._path = ""
-        self._size = 0  # bytes, of whole records
+        self._fd = -1
+        self._size = -1  # bytes of whole records; -1: no file, or its end is unknown
 
     def _resolve(self, global_step: Any, walltime: float | None) -> tuple[float, int]:
         """Wall time and step of an event."""
@@ -2243,59 +2233,58 @@ class EventWriter:
         if os.getpid() != self._pid:  # before the lock: who holds it was not forked
             self._check_process()
         with self._lock:
-            state, self._state = self._state, _WRITING
-            if state is _WRITING:  # by this very thread
+            if self._is_writing:  # by this very thread
                 raise WriteRefusedError(
                     f"an event was logged amid the writing of another to {self._path}; "
                     "in a signal handler, set a flag and log later"
                 )
             try:
-                if state is not _READY:
-                    record = self._prepare(state) + record
+                self._is_writing = True
+                if self._size < 0:
+                    self._open()
+                if self._size == 0:
+                    record = self._encode_start() + record
                 self._write(record)
             finally:
-                if self._state is _WRITING:  # failed or interrupted, who knows where
-                    self._state = _CLOSED
+                self._is_writing = False
 
     def _write(self, record: bytes) -> None:
         """Write all of the record, or raise and leave none of it."""
+        size, self._size = self._size, -1  # if interrupted, who knows where
         try:
             if os.write(self._fd, record) != len(record):
                 raise OSError(errno.ENOSPC, "short write")
+            self._size = size + len(record)
         except OSError as err:
-            os.ftruncate(self._fd, self._size)
-            self._state = _READY if self._size else _EMPTY
+            os.ftruncate(self._fd, size)
+            self._size = size
             raise StorageError(
                 err.errno,
                 f"{err.strerror}: {self._path} has all events but this one; make room, "
                 "then log on",
             ) from err
-        self._size += len(record)
-        self._state = _READY
 
-    def _prepare(self, state: int) -> bytes:
-        """Have a file; return the records to put before its first event."""
-        if state is _CLOSED:
-            self._open()
+    def _encode_start(self) -> bytes:
+        """Records that come before a file's first event."""
         now = time.time()
-        version = _encode_file_version(now)
-        if self._purge_step is None:
-            return version
-        start = _pb_bytes(7, _pb_int(1, 1))  # SessionLog.START
-        step = _pb_int(2, self._purge_step)
-        return version + _encode_record(_pb_double(1, now) + step + start)
+        start = _encode_file_version(now)
+        if self._purge_step is not None:
+            session = _pb_bytes(7, _pb_int(1, 1))  # SessionLog.START
+            purge = _pb_int(2, self._purge_step) + session
+            start += _encode_record(_pb_double(1, now) + purge)
+        return start
 
     def _open(self) -> None:
         """Start a new file, under a name that sorts after the earlier ones."""
         self._close_file()
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | _O_BINARY
         stem = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}"
         try:
             os.makedirs(self.logdir, exist_ok=True)
             for n in itertools.count():
                 self._path = f"{self.logdir}/{stem}.{self._pid}.{n:04d}{self._suffix}"
                 with contextlib.suppress(FileExistsError):
-                    self._fd = os.open(self._path, flags | _O_BINARY, 0o666)
+                    self._fd = os.open(self._path, flags, 0o666)
                     break
         except OSError as err:
             raise StorageError(
@@ -2320,14 +2309,13 @@ class EventWriter:
         for writer in list(self._sub_writers.values()):
             writer.close()
         with self._lock:
-            if self._state is not _WRITING:  # else called by a signal handler
+            if not self._is_writing:  # else called by a signal handler
                 self._close_file()
-                self._state = _CLOSED
 
     def _close_file(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
-        self._fd = -1
+        self._fd = self._size = -1
 
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError):  # __init__ may have failed
@@ -2536,12 +2524,13 @@ class EventWriter:
         walltime: float | None = None,
     ) -> None:
         """Log a matplotlib figure, or a grid of them; ``close`` them in pyplot."""
-        agg: Any = importlib.import_module("matplotlib.backends.backend_agg")
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
         figures = figure if isinstance(figure, (list, tuple)) else [figure]
         images = []
         for item in figures:
             shown = item.canvas
-            canvas = agg.FigureCanvasAgg(item)  # takes the place of the one shown
+            canvas: Any = FigureCanvasAgg(item)  # takes the place of the one shown
             canvas.draw()
             images.append(np.asarray(canvas.buffer_rgba())[..., :3])
             item.set_canvas(shown)
@@ -2937,32 +2926,28 @@ class Store:
 _BATCH_SIZE: Final = 250  # runs
 
 
+def _read_each(
+    read: Callable[..., Any], first: int, run_dirs: list[str], *args: Any
+) -> tuple[dict[int, Any], dict[int, Exception]]:
+    """Return what ``read`` says of runs, and errors, by number from ``first``."""
+    results, errors = {}, {}
+    for source, run_dir in enumerate(run_dirs, first):
+        try:
+            results[source] = read(run_dir, *args)
+        except Exception as err:
+            errors[source] = err
+    return results, errors
+
+
 def _read_rows_batch(
     first: int, run_dirs: list[str], name: str
 ) -> tuple[list[_Rows], dict[int, Exception]]:
-    """Read a table of several runs, numbered from ``first``; errors by number."""
-    parts, errors = [], {}
-    for source, run_dir in enumerate(run_dirs, first):
-        try:
-            parts.append(_read_rows(run_dir, name, source))
-        except Exception as err:
-            errors[source] = err
-    return _merge_rows(parts), errors
+    """Read a table of several runs, to be joined as bytes."""
+    found, errors = _read_each(_read_rows, first, run_dirs, name)
+    return _merge_rows(rows._replace(sources=[i]) for i, rows in found.items()), errors
 
 
-def _read_headers_batch(
-    first: int, run_dirs: list[str]
-) -> tuple[list[dict[str, bytes]], dict[int, Exception]]:
-    """Read the headers of all tables of several runs, numbered from ``first``."""
-    headers: list[dict[str, bytes]] = []
-    errors = {}
-    for source, run_dir in enumerate(run_dirs, first):
-        try:
-            headers.append(_read_headers(run_dir))
-        except Exception as err:
-            headers.append({})
-            errors[source] = err
-    return headers, errors
+_read_headers_batch: Final = functools.partial(_read_each, _read_headers)
 
 
 def _progress(total: int) -> Any:
@@ -3027,21 +3012,16 @@ class CollectionReader:
             raise NotFoundError(
                 f"{self.directory} is a run; give the directory it is in"
             )
-        exp_ids = [
-            exp_id
-            for exp_id in _list_runs(self.directory)
-            if exp_filter is None or exp_filter(exp_id)
-        ]
+        listed = _list_runs(self.directory)
+        exp_ids = [e for e in listed if exp_filter is None or exp_filter(e)]
         # table: header: the runs that have it
         self._headers: dict[str, dict[bytes, list[str]]] = {}
         bad = set()
-        names = iter(exp_ids)
-        for headers, errors in self._read_batches(_read_headers_batch, exp_ids):
-            for exp_id, of_run in zip(names, headers):
-                for table, header in of_run.items():
-                    self._headers.setdefault(table, {}).setdefault(header, []).append(
-                        exp_id
-                    )
+        for found, errors in self._read_batches(_read_headers_batch, exp_ids):
+            for source, headers in found.items():
+                for table, header in headers.items():
+                    by_header = self._headers.setdefault(table, {})
+                    by_header.setdefault(header, []).append(exp_ids[source])
             bad |= self._handle_errors(exp_ids, errors, skip_errs)
         self.exp_ids = [exp_id for exp_id in exp_ids if exp_id not in bad]
         if log_warnings:
