@@ -185,7 +185,6 @@ PYTORCH_STATE: Final = "__pytorch_state__"
 _O_BINARY: Final[int] = getattr(os, "O_BINARY", 0)  # Windows would translate newlines
 _O_APPEND: Final = os.O_RDWR | os.O_APPEND | _O_BINARY
 _O_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _O_BINARY
-_O_LOCK: Final = os.O_RDWR | os.O_CREAT | _O_BINARY
 
 # pandas reads and writes an HDF5 file as bytes in memory: no lock of HDF5 is
 # taken, and a disk that is full shows when we write the bytes, not in silence.
@@ -1323,13 +1322,14 @@ class _Run:
                 True  # for all we know: who wrote last may have been killed
             )
 
-    def _take_lock(self, tables_dir: str) -> None:
+    def _open_to_lock(self, path: str) -> int:
         try:
-            fd = os.open(os.path.join(tables_dir, _LOCK_NAME), _O_LOCK, 0o666)
+            return os.open(path, os.O_RDWR | os.O_CREAT | _O_BINARY, 0o666)
         except OSError as err:
-            raise WriteRefusedError(
-                f"{self.path} may not be written: {err}; to read, use mode 'r'"
-            ) from err
+            raise WriteRefusedError(f"{self.path} may not be written: {err}") from err
+
+    def _take_lock(self, tables_dir: str) -> None:
+        fd = self._open_to_lock(os.path.join(tables_dir, _LOCK_NAME))
         try:
             if not _flock(fd):
                 holder = os.read(fd, 1 << 10).decode(errors="replace").strip()
@@ -1351,7 +1351,7 @@ class _Run:
 
     def _convert(self) -> None:
         """Make the row files of a run that the original cox wrote, in one step."""
-        fd = os.open(self.store_path, os.O_RDWR | _O_BINARY)
+        fd = self._open_to_lock(self.store_path)
         try:
             if not _flock(fd):  # HDF5's own way to say that it writes
                 raise WriteRefusedError(
@@ -2950,15 +2950,6 @@ def _read_rows_batch(
 _read_headers_batch: Final = functools.partial(_read_each, _read_headers)
 
 
-def _progress(total: int) -> Any:
-    """Return a progress bar that shows after a second, on a terminal, with tqdm."""
-    if sys.stderr.isatty() and importlib.util.find_spec("tqdm"):
-        from tqdm import tqdm
-
-        return tqdm(total=total, delay=1, unit=" runs", leave=False)
-    return None
-
-
 def _shorten(names: Collection[str], limit: int = 20) -> str:
     """Return names joined by commas, a long list cut."""
     shown = ", ".join(itertools.islice(names, limit))
@@ -3016,16 +3007,22 @@ class CollectionReader:
         exp_ids = [e for e in listed if exp_filter is None or exp_filter(e)]
         # table: header: the runs that have it
         self._headers: dict[str, dict[bytes, list[str]]] = {}
-        bad = set()
+        bad: set[int] = set()
         for found, errors in self._read_batches(_read_headers_batch, exp_ids):
             for source, headers in found.items():
                 for table, header in headers.items():
                     by_header = self._headers.setdefault(table, {})
                     by_header.setdefault(header, []).append(exp_ids[source])
-            bad |= self._handle_errors(exp_ids, errors, skip_errs)
-        self.exp_ids = [exp_id for exp_id in exp_ids if exp_id not in bad]
+            self._handle_errors(exp_ids, errors, skip_errs)
+            bad |= errors.keys()
+        self.exp_ids = [e for i, e in enumerate(exp_ids) if i not in bad]
         if log_warnings:
             self._warn_of_schemas()
+            with os.scandir(self.directory) as entries:
+                dirs = [e for e in entries if e.is_dir()]
+                shut = [e.name for e in dirs if not os.access(e.path, os.R_OK)]
+            if shut:
+                _log.warning("no permission to read %s", _shorten(shut))
 
     def __repr__(self) -> str:
         return (
@@ -3133,27 +3130,22 @@ class CollectionReader:
     ) -> tuple[pd.DataFrame, dict[int, Exception]]:
         """Return the frame of rows with equal headers, objects unpickled."""
         frame = _frame(rows)
-        counts = np.array(rows.counts)
-        ends = np.cumsum(counts)
-        frame.index = pd.Index(np.arange(len(frame)) - np.repeat(ends - counts, counts))
+        frame.index = pd.Index(np.concatenate([np.arange(n) for n in rows.counts]))
         errors: dict[int, Exception] = {}
         for name, kind in _decode_header(rows.header).columns.items():
             load = _KINDS[kind].load
-            if load and name not in keep_serialized:
-                strings = frame[name].tolist()
-                decoded = np.empty(len(frame), dtype=object)
-                for source, count, end in zip(rows.sources, rows.counts, ends):
-                    objects_dir = os.path.join(
-                        self.directory, exp_ids[source], _OBJECTS_DIR
-                    )
-                    try:
-                        for i in range(end - count, end):
-                            decoded[i] = load(strings[i], objects_dir)
-                    except Exception as err:
-                        errors.setdefault(
-                            source, _decoding_error(exp_ids[source], name, kind, err)
-                        )
-                frame[name] = pd.Series(decoded, frame.index, dtype=object)
+            if load is None or name in keep_serialized:
+                continue
+            dirs = [os.path.join(self.directory, e, _OBJECTS_DIR) for e in exp_ids]
+            sources = np.repeat(rows.sources, rows.counts).tolist()
+            decoded = np.empty(len(frame), dtype=object)
+            for i, (source, text) in enumerate(zip(sources, frame[name])):
+                try:
+                    if source not in errors:
+                        decoded[i] = load(text, dirs[source])
+                except Exception as err:
+                    errors[source] = _decoding_error(exp_ids[source], name, kind, err)
+            frame[name] = pd.Series(decoded, frame.index, dtype=object)
         return frame, errors
 
     def _read_batches(
@@ -3164,26 +3156,23 @@ class CollectionReader:
         starts = range(0, len(run_dirs), _BATCH_SIZE)
         batches = [run_dirs[i : i + _BATCH_SIZE] for i in starts]
         apply = self._executor.map if self._executor else map
-        progress = _progress(len(run_dirs))
-        for batch, result in zip(
-            batches,
-            apply(read, starts, batches, *([arg] * len(batches) for arg in args)),
-        ):
-            if progress is not None:
-                progress.update(len(batch))
-            yield result
-        if progress is not None:
-            progress.close()
+        results = apply(read, starts, batches, *([arg] * len(batches) for arg in args))
+        if sys.stderr.isatty() and importlib.util.find_spec("tqdm"):
+            from tqdm import tqdm
+
+            options: dict[str, Any] = {"unit": " runs", "unit_scale": _BATCH_SIZE}
+            total = len(batches)
+            results = tqdm(results, total=total, delay=1, leave=False, **options)
+        return iter(results)
 
     def _handle_errors(
         self, exp_ids: list[str], errors: dict[int, Exception], skip: bool
-    ) -> set[str]:
-        """Raise the first error, or log them all and return the ids of their runs."""
+    ) -> None:
+        """Raise the first error, or log them all."""
         for source, err in errors.items():
             if not skip:
                 raise err
             _log.warning("skipped run %s: %s", exp_ids[source], err)
-        return {exp_ids[source] for source in errors}
 
     def _warn_of_schemas(self) -> None:
         for table, by_header in self._headers.items():

@@ -374,6 +374,12 @@ def is_open_at(descriptor, path):
     return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
 
 
+def assert_locked(out):
+    """Some Store has the run: another one may not write it."""
+    with pytest.raises(CoxError, match="is being written by"):
+        Store(out, "run").checkpoint()
+
+
 @pytest.fixture
 def at_write(around):
     """Let `action(call, descriptor, data)` stand for the first write to a file."""
@@ -401,6 +407,18 @@ def _in_child(stderr_path, target, args):
     os.dup2(os.open(stderr_path, os.O_WRONLY | os.O_CREAT), 2)
     warnings.simplefilter("error")
     target(*args)
+
+
+def _at_first(step, action):
+    """In a child: do this right before the first time that cox calls `os.<step>`."""
+    pending = [action]
+
+    def around(call, name, *args):
+        if name == step and pending:
+            pending.pop()()
+        return call(*args)
+
+    cox.os = Proxy(os, around)
 
 
 class Child:
@@ -787,6 +805,8 @@ REFUSED_ROWS = {
     "append-incomplete": (lambda table: table.append_row({"loss": 9}), "acc"),
     "flush-incomplete": (lambda table: table.flush_row(), "acc"),
     "column-not-text": (lambda table: table.update_row({3: 1}), "3"),
+    "a-list": (lambda table: table.update_row([("loss", 1)]), "a row is a dict"),
+    "append-None": (lambda table: table.append_row(None), "a row is a dict"),
 }
 
 
@@ -1027,6 +1047,9 @@ CORRUPT = {
     "check-of-the-last": lambda h, r, n: h + r[:-5] + b"xxxxx",
     "length": lambda h, r, n: h + r[:16] + b"\1" + r[17:],
     "text-start": lambda h, r, n: h + r[:24] + b"\1" + r[25:],
+    "length-of-last-but-one": lambda h, r, n: h + r[: n + 16] + b"z" + r[n + 17 :],
+    "start-of-last-but-one": lambda h, r, n: h + r[: n + 24] + b"z" + r[n + 25 :],
+    "start-of-last": lambda h, r, n: h + r[: 2 * n + 24] + b"z" + r[2 * n + 25 :],
     "zeros-within": lambda h, r, n: h + bytes(n) + r[n:],
     "garbage-at-end": lambda h, r, n: h + r + b"x" * n,
     "zeros-then-x": lambda h, r, n: h + r + bytes(n) + b"x",
@@ -1096,7 +1119,8 @@ def test_a_longer_torn_end_is_told_of_and_kept_aside(run, torn_file):
     assert_logged(Store(run.parent, "run", mode="r")["t"].df, rows + 1)
 
 
-def test_a_reader_never_mixes_two_generations_of_a_table(run, monkeypatch):
+@pytest.mark.parametrize("schema", [SCHEMA, {"i": int}], ids=["text", "no-text"])
+def test_a_reader_never_mixes_two_generations_of_a_table(run, monkeypatch, schema):
     table, began = Store(run.parent, "run", mode="r")["t"], []
 
     def start_afresh(path, *args, **kwargs):
@@ -1106,14 +1130,49 @@ def test_a_reader_never_mixes_two_generations_of_a_table(run, monkeypatch):
             began.append(path)
             with Store(run.parent, "run", mode="w") as store:
                 for i in range(5):
-                    other = store.add_table("t", SCHEMA)
-                    other.append_row({"i": i, "note": f"other {i}"})
+                    row = {"i": 9 * i, "note": f"other {i}"}
+                    store.add_table("t", schema).append_row({c: row[c] for c in schema})
         return opened
 
     monkeypatch.setattr(cox, "open", start_afresh, raising=False)
-    notes = table.df["note"].tolist()
+    frame = table.df
     assert began
-    assert notes in ([f"row {i}" for i in range(3)], [f"other {i}" for i in range(5)])
+    if len(frame) == 3:
+        assert_logged(frame, 3)
+    else:
+        rows = {"i": range(0, 45, 9), "note": [f"other {i}" for i in range(5)]}
+        assert frame.to_dict("list") == {c: list(rows[c]) for c in schema}
+
+
+def test_a_reader_is_not_disturbed_by_tables_that_come_and_go(run, monkeypatch):
+    def replace(path, *args, **kwargs):
+        """Open; but while the first table is looked at, the run starts afresh."""
+        monkeypatch.setattr(cox, "open", open, raising=False)
+        with Store(run.parent, "run", mode="w") as store:
+            store.add_table("u", {"x": float}).append_row({"x": 1})
+        return open(path, *args, **kwargs)
+
+    def make(path, *args, **kwargs):
+        """Fail to open a table, which is made right afterwards."""
+        monkeypatch.setattr(cox, "open", open, raising=False)
+        assert str(path).endswith("t.rows")
+        with Store(run.parent, "run") as store:
+            log(store, 2)
+        raise FileNotFoundError(path)
+
+    reader = Store(run.parent, "run", mode="r")
+    monkeypatch.setattr(cox, "open", replace, raising=False)
+    assert reader.tables == []  # "u" came after they were listed
+    assert reader.tables == ["u"]
+    monkeypatch.setattr(cox, "open", make, raising=False)
+    assert_logged(reader["t"].df, 2)
+
+
+def test_a_header_may_be_written_in_another_way(run):
+    damaged(run, lambda header, rows, size: header.replace(b" ", b"") + rows)
+    with Store(run.parent, "run") as store:
+        log(store, 1)
+        assert_logged(store["t"].df, 4)
 
 
 def test_a_text_of_10_mb_among_a_thousand_rows(out):
@@ -1182,11 +1241,35 @@ def test_a_row_that_fails_leaves_no_file_of_its_objects(store, out, at_write, su
     table.append_row({"x": [0]})
     before = tree(out)
     at_write(out / "run" / ".tables" / f"t{suffix}", fail)
-    with pytest.raises(OSError, match="could not write"):
+    with pytest.raises(OSError, match="could not write") as e:
         table.append_row({"x": [1]})
+    assert "staged" not in str(e.value)
     assert tree(out).keys() == before.keys()
+    with pytest.raises(CoxError, match="'x'"):
+        table.flush_row()
     table.append_row({"x": [1]})
     assert CollectionReader(out).df("t")["x"].tolist() == [[0], [1]]
+
+
+def test_a_row_for_a_run_that_was_moved_away_makes_nothing(store, out):
+    table = store.add_table("t", {"x": PICKLE})
+    table.append_row({"x": [0]})
+    (out / "run").rename(out / "moved")
+    with pytest.raises(OSError, match="No such file"):
+        table.append_row({"x": [1]})
+    assert os.listdir(out) == ["moved"]
+    (out / "moved").rename(out / "run")
+    table.append_row({"x": [1]})
+    assert CollectionReader(out).df("t")["x"].tolist() == [[0], [1]]
+
+
+def test_a_deleted_object_keeps_no_other_row_from_the_disk(store, out):
+    table = store.add_table("t", {"x": PICKLE})
+    for x in (0, 1):
+        table.append_row({"x": x})
+    (out / "run" / ".table_objects" / table.df["x"][0]).unlink()
+    store.close()
+    assert len(exported(out / "run")["t"]) == 2
 
 
 def test_a_signal_handler_that_logs_within_a_row_gets_an_error(store, around):
@@ -1213,6 +1296,120 @@ def test_a_signal_handler_that_logs_within_a_row_gets_an_error(store, around):
         signal.signal(signal.SIGUSR1, before)
     assert errors
     assert_logged(store["t"].df, 3)
+
+
+def _close_amid_a_row(out, ends):
+    def handler(*_):
+        store.close()
+        assert_locked(out)
+        if ends:
+            sys.exit(7)
+
+    store = Store(out, "run")
+    log(store, 2)
+    signal.signal(signal.SIGUSR1, handler)
+    _at_first("write", lambda: signal.raise_signal(signal.SIGUSR1))
+    with contextlib.suppress(SystemExit):
+        log(store, 1)
+    assert_logged(store["t"].df, 2 if ends else 3)
+    store.close()
+    assert_logged(exported(out / "run")["t"], 2 if ends else 3)
+    with Store(out, "run") as other:
+        log(other, 1)
+
+
+def _close_amid_an_export(out):
+    def handler(*_):
+        with pytest.raises(CoxError, match="signal handler"):
+            store.close()
+        assert_locked(out)
+
+    store = Store(out, "run")
+    log(store, 2)
+    signal.signal(signal.SIGUSR1, handler)
+    _at_first("replace", lambda: signal.raise_signal(signal.SIGUSR1))
+    store.checkpoint()
+    log(store, 1)
+    store.close()
+    assert_logged(exported(out / "run")["t"], 3)
+
+
+def _close_amid_a_row_while_a_thread_exports(out):
+    def interrupt():
+        exporting.start()
+        exporting.join(0.3)  # it waits for the row now
+        signal.raise_signal(signal.SIGUSR1)
+
+    store = Store(out, "run")
+    log(store, 2)
+    exporting = threading.Thread(target=store.checkpoint, daemon=True)
+    signal.signal(signal.SIGUSR1, lambda *_: store.close())
+    _at_first("write", interrupt)
+    log(store, 1)
+    exporting.join()
+    store.close()
+    assert_logged(exported(out / "run")["t"], 3)
+
+
+def _close_while_a_thread_exports(out):
+    def amid_the_export():
+        closing.start()
+        closing.join(0.3)  # it waits for the export
+        assert_locked(out)
+        checked.set()
+
+    store, checked = Store(out, "run"), threading.Event()
+    log(store, 2)
+    store.checkpoint()
+    closing = threading.Thread(target=store.close, daemon=True)
+    _at_first("replace", amid_the_export)
+    store.checkpoint()
+    closing.join()
+    assert checked.is_set()
+    with Store(out, "run") as other:
+        log(other, 1)
+    assert_logged(exported(out / "run")["t"], 3)
+
+
+def _log_while_a_thread_closes(out):
+    store = Store(out, "run")
+    log(store, 2)
+    logging_ = threading.Thread(target=log, args=(store, 1))
+    _at_first("replace", lambda: (logging_.start(), logging_.join()))
+    store.close()
+    assert_logged(exported(out / "run")["t"], 3)
+
+
+@pytest.mark.parametrize(
+    ("target", "args"),
+    [
+        pytest.param(_close_amid_a_row, [False], id="amid-a-row"),
+        pytest.param(_close_amid_a_row, [True], id="amid-a-row-to-exit"),
+        pytest.param(_close_amid_an_export, [], id="amid-an-export"),
+        pytest.param(
+            _close_amid_a_row_while_a_thread_exports, [], id="amid-a-row-and-an-export"
+        ),
+        pytest.param(_close_while_a_thread_exports, [], id="while-a-thread-exports"),
+        pytest.param(_log_while_a_thread_closes, [], id="while-a-thread-logs"),
+    ],
+)
+def test_closing_at_any_moment_hangs_not_and_loses_no_row(out, child, target, args):
+    child(target, out, *args).end()
+
+
+def test_threads_get_one_table(run, monkeypatch):
+    both = threading.Barrier(2)
+
+    def open_together(*args, **kwargs):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(5)
+        return open(*args, **kwargs)
+
+    monkeypatch.setattr(cox, "open", open_together, raising=False)
+    store = Store(run.parent, "run", mode="r")
+    with ThreadPoolExecutor(2) as pool:
+        a, b = pool.map(store.get_table, ["t", "t"])
+    assert a is b is store["t"]
 
 
 def test_threads_wait_for_each_other(store):
@@ -1298,12 +1495,32 @@ def test_users_frames_in_store_h5_are_kept(run):
     assert_logged(frames["t"], 4)
 
 
+def test_store_h5_does_not_grow_beside_a_users_frame(run):
+    with pd.HDFStore(run / "store.h5", mode="a") as h5:
+        h5.put("mine", pd.DataFrame({"x": [1.0]}), track_times=False)
+    sizes = []
+    with Store(run.parent, "run") as store:
+        log(store, 1000)
+        for _ in range(5):
+            store.checkpoint()
+            sizes.append((run / "store.h5").stat().st_size)
+    assert sizes[-1] == sizes[1]
+
+
+def _add_a_table_as_the_original(path):
+    with pd.HDFStore(path) as h5:
+        h5.append("theirs", pd.DataFrame({"q": [1]}))
+        data = {"schema": {"q": int}, "name": "theirs"}
+        h5.get_node("theirs")._v_attrs.COX_DATA = data
+
+
 NOT_OURS = {
     "junk": lambda path: path.write_bytes(b"x" * 5000),
     "cut-in-the-middle": lambda path: os.truncate(path, 3000),
     "rows-added": lambda path: pd.read_hdf(path, "t").to_hdf(
         path, key="t", format="table", append=True
     ),
+    "table-added": _add_a_table_as_the_original,
 }
 
 
@@ -1340,6 +1557,15 @@ def test_a_table_that_pandas_cannot_hold_is_left_out_of_store_h5(out, name):
         store.close()
     assert set(exported(out / "run")) == {"t"}
     assert Store(out, "run", mode="r")[name].df["x"].tolist() == [1]
+
+
+def test_a_table_named_as_a_part_of_another_is_left_out_of_store_h5(out):
+    store = Store(out, "run")
+    store.add_table("nul", {"s": str}).append_row({"s": "\0"})  # in fixed format
+    store.add_table("nul/axis0", {"x": float}).append_row({"x": 1})
+    with warns("'nul/axis0'"):
+        store.close()
+    assert exported(out / "run")["nul"]["s"].tolist() == ["\0"]
 
 
 @pytest.mark.parametrize("name", ["a/b", "é", "x y", "class", "mx^2", "%41", "lock"])
@@ -1415,6 +1641,15 @@ def test_a_live_run_of_the_original_is_read_but_not_written(original):
         assert not (original / ".tables").exists()
     log(store, 1)
     store.close()
+
+
+def test_a_broken_run_of_the_original_can_be_begun_afresh(original):
+    (original / "store.h5").write_bytes(b"junk")
+    with warns(r"store\.h5"), Store(original.parent, "run", mode="w") as store:
+        log(store, 2)
+    [kept] = original.glob("store.h5.*")
+    assert kept.read_bytes() == b"junk"
+    assert_logged(exported(original)["t"], 2)
 
 
 def test_two_processes_convert_a_run_once(original, around):
@@ -1528,9 +1763,23 @@ def test_serialized_columns_hold_what_the_getters_take(out):
 def test_a_table_keeps_working_without_a_name_for_its_store(out):
     table = Store(out, "run").add_table("t", SCHEMA)
     gc.collect()
-    table.append_row({"i": 0, "note": "row 0"})
+    with Store(out, "run") as other:  # the run is free until the table writes
+        log(other, 1)
     table.append_row({"i": 1, "note": "row 1"})
+    assert_locked(out)
     assert_logged(table.df, 2)
+    del table
+    assert_logged(exported(out / "run")["t"], 2)
+
+
+def test_columns_in_another_order_are_the_same_table(run):
+    with Store(run.parent, "run") as store:
+        table = store.add_table("t", dict(reversed(SCHEMA.items())))
+        table.append_row({"note": "row 3", "i": 3})
+        table.update_row({"note": "row 4"})
+        table.update_row({"i": 4})
+        table.flush_row()
+        assert_logged(table.df, 5)
 
 
 def test_reprs_say_what_and_where(run):
@@ -2544,11 +2793,29 @@ def test_mode_r_creates_nothing_and_refuses_to_write(run, around):
             lambda: store["t"].update_row({"i": 3}),
             lambda: store.add_table("new", SCHEMA),
             store.checkpoint,
+            lambda: store.writer,
         ):
             with pytest.raises(CoxError, match=r"mode|read"):
                 write()
     assert_logged(CollectionReader(run.parent).df("t"), 3)
     assert tree(run) == before
+
+
+def test_a_run_that_one_may_not_write_says_so(run, around):
+    def not_mine(call, name, *args):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), *args[:1])
+
+    around(not_mine)
+    store = Store(run.parent, "run")
+    for write in (
+        lambda: log(store, 1),
+        lambda: store["t"].append_row({"i": 3, "note": "row 3"}),
+        store.checkpoint,
+        lambda: Store(run.parent, "run", mode="w"),
+    ):
+        with pytest.raises(cox.WriteRefusedError, match="out/run.*denied"):
+            write()
+    assert_logged(store["t"].df, 3)
 
 
 @pytest.mark.parametrize("layout", ["run", "original"])
@@ -2572,6 +2839,48 @@ def test_mode_w_starts_the_tables_afresh(request, layout):
     assert Store(run.parent, "run", mode="r")["t"].df["x"].tolist() == [1]
     assert set(exported(run)) == {"t"}
     assert (run / "save" / "mine").exists()
+
+
+def test_log_table_and_tb_stages_a_row_and_writes_its_events(store, out):
+    table = store.add_table("t", {"x": float, "y": int, "o": OBJECT})
+    for step in (0, 1):
+        store.log_table_and_tb("t", {"x": 0.5, "y": step})
+        assert table.nrows == step
+        table.update_row({"o": None})
+        table.flush_row()
+    store.log_table_and_tb("t", {"o": [1.0, 2.0]}, summary_type="histogram")
+    assert table.df[["x", "y"]].values.tolist() == [[0.5, 0], [0.5, 1]]
+    *scalars, histogram = read_events(out / "run" / "tensorboard")
+    assert [
+        (event.step, [(v.tag, v.simple_value) for v in event.summary.value])
+        for event in scalars
+    ] == [(step, [("t/x", 0.5), ("t/y", step)]) for step in (0, 1)]
+    [value] = histogram.summary.value
+    assert (histogram.step, value.tag, value.histo.num) == (2, "t/o", 2)
+
+
+REFUSED_EVENTS = {
+    "text-as-scalar": ({"x": 1.0, "s": "text"}, "scalar", "'s'"),
+    "not-of-the-column": ({"s": 1.0, "x": "1.0"}, "scalar", "'x'"),
+    "no-column": ({"x": 1.0, "z": 1.0}, "scalar", "'z'"),
+    "text-as-histogram": ({"x": 1.0, "s": "text"}, "histogram", "text"),
+    "not-of-the-column-as-histogram": ({"s": 1.0, "x": [1]}, "histogram", "'x'"),
+    "unknown-type": ({"x": 1.0}, "nonsense", "nonsense"),
+}
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "match"), REFUSED_EVENTS.values(), ids=REFUSED_EVENTS
+)
+def test_a_row_refused_by_table_or_events_is_in_neither(store, out, row, kind, match):
+    table = store.add_table("t", {"x": float, "s": str})
+    table.update_row({"s": "before"})
+    with pytest.raises((ValueError, TypeError), match=match):
+        store.log_table_and_tb("t", row, summary_type=kind)
+    assert read_events(out / "run" / "tensorboard") == []
+    table.update_row({"x": 2})
+    table.flush_row()
+    assert table.df.values.tolist() == [[2.0, "before"]]
 
 
 REFUSED_OPENINGS = {
@@ -2606,6 +2915,9 @@ def test_a_closed_store_refuses_rows_and_closes_twice(out):
     store.close()
     with pytest.raises(CoxError, match="closed"):
         table.append_row({"i": 2, "note": ""})
+    with pytest.raises(CoxError, match="closed"):
+        _ = store.writer
+    assert not list((out / "run" / "tensorboard").iterdir())
 
 
 def holder():
@@ -2680,6 +2992,22 @@ def test_a_store_no_longer_reachable_exports_and_lets_go(out):
         gc.enable()
 
 
+def test_a_notebook_cell_runs_twice(out):
+    cell = "store = Store(out, 'run'); table = log(store, 1) or store['t']"
+    notebook = {"Store": Store, "out": out, "log": log}
+    for count in (1, 2):
+        exec(cell, notebook)
+        assert_logged(notebook["table"].df, count)
+    assert_locked(out)
+
+
+def test_rows_of_a_killed_writer_are_exported_by_the_next(out):
+    make_run(out, "run", t=(SCHEMA_KINDS, [(0, "row 0"), (1, "row 1")]))
+    with Store(out, "run") as store:
+        log(store, 0)
+    assert_logged(exported(out / "run")["t"], 2)
+
+
 def _continue(store, count):
     log(store, count)
     store.close()
@@ -2709,6 +3037,20 @@ def test_exit_exports_what_a_store_wrote(tmp_path):
     assert_logged(exported(tmp_path / "run")["t"], 1)
 
 
+def test_an_export_that_fails_at_exit_is_tried_once(tmp_path):
+    code = """if True:
+        import logging, resource, signal, sys, cox
+        logging.basicConfig(stream=sys.stdout, format="%(message)s")
+        cox.keep = store = cox.Store(sys.argv[1], "run")
+        store.add_table("t", {"i": int}).append_row({"i": 0})
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, resource.RLIM_INFINITY))
+    """
+    printed = python("-c", code, tmp_path)
+    assert printed.count("could not export") == printed.count("Traceback") / 2 == 1
+    assert Store(tmp_path, "run", mode="r")["t"].nrows == 1
+
+
 def test_a_forked_child_neither_writes_nor_exports(tmp_path):
     code = """if True:
         import os, sys, cox
@@ -2719,7 +3061,7 @@ def test_a_forked_child_neither_writes_nor_exports(tmp_path):
         child = os.fork()
         if child == 0:
             print(len(table.df), flush=True)
-            for attempt in (table.append_row, table.update_row):
+            for attempt in (table.append_row, table.update_row, lambda _: store.writer):
                 try:
                     attempt({"i": 9, "note": "from the child"})
                     table.flush_row()
@@ -2734,12 +3076,8 @@ def test_a_forked_child_neither_writes_nor_exports(tmp_path):
             print("still locked", flush=True)
         table.append_row({"i": 1, "note": "row 1"})
     """
-    assert python("-c", code, tmp_path).split("\n")[:4] == [
-        "1",
-        "True",
-        "True",
-        "still locked",
-    ]
+    printed = python("-c", code, tmp_path).splitlines()
+    assert printed == ["1", "True", "True", "True", "still locked"]
     assert_logged(exported(tmp_path / "run")["t"], 2)
 
 
@@ -2856,6 +3194,20 @@ def test_an_empty_or_missing_directory(tmp_path):
         CollectionReader(tmp_path / "missing")
 
 
+def test_a_runs_own_directory_is_no_directory_of_runs(run):
+    with pytest.raises(CoxError, match=r"out/run is a run; give the directory"):
+        CollectionReader(run)
+
+
+def test_a_run_without_rows_leaves_the_dtypes_as_they_are(out):
+    for exp_id, kind in (("a", int), ("b", float)):
+        with Store(out, exp_id) as store:
+            table = store.add_table("t", {"x": kind})
+            table.append_row({"x": 1}) if exp_id == "a" else None
+    frame = CollectionReader(out, log_warnings=False).df("t")
+    assert frame["exp_id"].dtype == pd.Series(["text"]).dtype
+
+
 def test_what_is_not_a_run_is_passed_over(runs):
     (runs / "notes").mkdir()
     (runs / "notes" / "x.txt").touch()
@@ -2928,13 +3280,14 @@ def test_columns_of_one_name_become_one(out, a, b, stored):
 def test_objects_are_decoded_unless_kept(out):
     for exp_id, value in (("a", [1]), ("b", {"k": None})):
         with Store(out, exp_id) as store:
-            table = store.add_table("t", {"o": OBJECT, "p": PICKLE})
-            table.append_row({"o": value, "p": value})
+            table = store.add_table("t", {"op": OBJECT, "p": PICKLE})
+            table.append_row({"op": value, "p": value})
     reader = CollectionReader(out)
-    assert reader.df("t")["o"].tolist() == [[1], {"k": None}]
-    kept = reader.df("t", keep_serialized=["o"])
-    assert kept["p"].tolist() == [[1], {"k": None}]
-    assert [cox.utils.string_to_obj(o) for o in kept["o"]] == [[1], {"k": None}]
+    assert reader.df("t")["op"].tolist() == [[1], {"k": None}]
+    for columns in (["op"], "op"):
+        kept = reader.df("t", keep_serialized=columns)
+        assert kept["p"].tolist() == [[1], {"k": None}]
+        assert [cox.utils.string_to_obj(o) for o in kept["op"]] == [[1], {"k": None}]
 
 
 BAD_RUNS = {
