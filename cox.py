@@ -1988,6 +1988,10 @@ def _encode_image(tag: str, shape: tuple[int, ...], encoded: bytes) -> bytes:
     return _encode_value(tag, _pb_bytes(4, sizes + _pb_bytes(4, encoded)))
 
 
+def _join_list(value: object) -> object:
+    return ".".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+
+
 def _encode_hparams(
     hparams: Mapping[str, object], group_name: str, start_time: float
 ) -> bytes:
@@ -2006,8 +2010,7 @@ def _encode_hparams(
         elif isinstance(value, (int, float)):
             encoded = _pb_double(2, _as_float(value))
         else:
-            items = value if isinstance(value, (list, tuple)) else (value,)
-            encoded = _pb_bytes(3, ".".join(map(str, items)).encode(errors="replace"))
+            encoded = _pb_bytes(3, str(_join_list(value)).encode(errors="replace"))
         key = _pb_bytes(1, str(name).encode(errors="replace"))
         info += _pb_bytes(1, key + _pb_bytes(2, encoded))
     info += _pb_bytes(4, group_name) + _pb_double(5, start_time)
@@ -2040,7 +2043,6 @@ def _encode_layout(layout: Mapping[str, Mapping[str, Sequence[Any]]]) -> bytes:
 
 # A scalar's record is constant for its tag but for the last 19 bytes, so the CRC of
 # the rest is kept. The step is padded to five bytes; others take the long way.
-_MAX_SHORT_STEP: Final = 2**35 - 1
 _SCALAR_TAIL: Final = struct.Struct("<fBdB5B")  # value, key, wall time, key, step
 _SCALAR_TABLES: Final = _CRC_TABLE[-_SCALAR_TAIL.size :].tolist()
 
@@ -2055,7 +2057,7 @@ def _encode_scalar_head(tag: str) -> tuple[bytes, int]:
 
 def _encode_scalar(tag: str, value: float, wall_time: float, step: int) -> bytes:
     """Encode the whole record of one scalar."""
-    if not 0 <= step <= _MAX_SHORT_STEP:
+    if not 0 <= step < 2**35:
         values = _encode_value(tag, _pb_float(2, value))
         return _encode_record(_encode_event(wall_time, step, values))
     head, crc = _encode_scalar_head(tag)
@@ -2076,18 +2078,16 @@ class _RowTemplate:
         tags = [f"{main_tag}/{column}" for column in columns]
         values = [_encode_value(tag, _pb_float(2, 0.0)) for tag in tags]
         summary = _pb_bytes(5, b"".join(values))
-        data = summary + b"\x09" + bytes(8) + b"\x10" + bytes(10)
-        changing: list[int] = []  # positions
-        end = len(summary) - sum(map(len, values))
-        for value in values:
-            end += len(value)
-            changing += range(end - 4, end)
-        changing += range(end + 1, end + 9)  # wall time
-        changing += range(end + 10, end + 20)  # step, padded to ten bytes
+        data = summary + b"\x09" + bytes(8) + b"\x10" + bytes(10)  # wall time, step
+        # one byte each: does it change? Of a value, the last four do
+        is_changing = bytes(len(summary) - sum(map(len, values)))
+        is_changing += b"".join(bytes(len(v) - 4) + b"\1" * 4 for v in values)
+        is_changing += b"\0" + b"\1" * 8 + b"\0" + b"\1" * 10
+        changing = np.flatnonzero(np.frombuffer(is_changing, np.uint8))
         self._head = _encode_length(len(data))
         self._data = np.frombuffer(data, np.uint8)
         self._crc = _crc32c(data)
-        self._changing = np.array(changing)
+        self._changing = changing
         self._table = _make_crc_table(len(data))[changing]
         self._rows = np.arange(0, self._table.size, 256)
         self._pack = struct.Struct(f"<{len(tags)}fd10B").pack
@@ -2135,12 +2135,9 @@ def _as_frames(
             f"shape {array.shape} with dataformats {dataformats!r}; expected the axes "
             f"{' or '.join(allowed)}, in any order"
         )
-    array = array.transpose([order.index(axis) for axis in "NTHWC" if axis in order])
-    if "C" not in order:
-        array = array[..., None]
-    for i, axis in enumerate("NT"):
-        if axis not in order:
-            array = np.expand_dims(array, i)
+    order += "".join(axis for axis in "NTHWC" if axis not in order)  # of length 1
+    array = array.reshape(*array.shape, *[1] * (5 - array.ndim))
+    array = array.transpose([order.index(axis) for axis in "NTHWC"])
     n, frames, height, width, channels = array.shape
     if not array.size or channels not in (1, 3, 4):
         raise ValueError(f"no image of 1, 3 or 4 channels in shape {array.shape}")
@@ -2151,8 +2148,8 @@ def _as_frames(
     grid = np.zeros((rows * columns, *array.shape[1:]), np.uint8)
     grid[:n] = array.clip(0, 255)
     tiles = grid.reshape(rows, columns, *array.shape[1:]).transpose(2, 0, 3, 1, 4, 5)
-    pixels: npt.NDArray[np.uint8]
-    pixels = tiles.reshape(frames, rows * height, columns * width, channels)
+    shape = frames, rows * height, columns * width, channels
+    pixels: npt.NDArray[np.uint8] = tiles.reshape(shape)
     return pixels
 
 
@@ -2166,7 +2163,7 @@ _BESIDE: Final = (
 )
 
 
-def _not_written(method: str, instead: str) -> Callable[..., NoReturn]:
+def _not_written(method: str, instead: str = _BESIDE) -> Callable[..., NoReturn]:
     def refuse(self: object, *args: object, **kwargs: object) -> NoReturn:
         raise NotImplementedError(f"{method} is not built in: {instead}")
 
@@ -2197,7 +2194,6 @@ class EventWriter:
         log_dir: str | os.PathLike[str] | None = None, comet_config: Any = None,
         **kwargs: Any,
     ) -> None:  # fmt: skip
-        """Make nothing on disk yet."""
         date = time.strftime("%b%d_%H-%M-%S")
         default = f"runs/{date}_{socket.gethostname()}{comment}"
         self.logdir: str = os.fspath(logdir or log_dir or default)
@@ -2488,9 +2484,9 @@ class EventWriter:
         weights: Any = None, walltime: float | None = None,
     ) -> None:
         """Log a curve counted elsewhere; each array has a value per threshold."""
-        counts = (true_positive_counts, false_positive_counts,
-                  true_negative_counts, false_negative_counts)
-        rows = [_as_array(x) for x in (*counts, precision, recall)]
+        rows = [_as_array(x) for x in (
+            true_positive_counts, false_positive_counts, true_negative_counts,
+            false_negative_counts, precision, recall)]
         if rows[0].ndim != 1 or any(row.shape != rows[0].shape for row in rows):
             raise ValueError(f"expected equal lengths, got {[r.shape for r in rows]}")
         tensor = _encode_tensor(np.stack(rows), (6, len(rows[0])))
@@ -2683,11 +2679,11 @@ class EventWriter:
                 file.write(f"embeddings {{\n{config}}}\n".encode())
 
     # fmt: on
-    add_graph = _not_written("add_graph", _BESIDE)
-    add_onnx_graph = _not_written("add_onnx_graph", _BESIDE)
-    add_openvino_graph = _not_written("add_openvino_graph", _BESIDE)
-    add_mesh = _not_written("add_mesh", _BESIDE)
-    add_tensor = _not_written("add_tensor", _BESIDE)
+    add_graph = _not_written("add_graph")
+    add_onnx_graph = _not_written("add_onnx_graph")
+    add_openvino_graph = _not_written("add_openvino_graph")
+    add_mesh = _not_written("add_mesh")
+    add_tensor = _not_written("add_tensor")
     add_image_with_boxes = _not_written(
         "add_image_with_boxes", "draw them into the image, then use add_image"
     )
@@ -2870,25 +2866,20 @@ class Store:
             update_dict: Column name to value.
             summary_type: The event writer's method without its ``add_``.
         """
-        writer = self.writer
-        table = self.get_table(table_name)
-        if summary_type == "scalar":
-            table._stage(
-                update_dict,
-                lambda step: writer._add_scalar_row(table_name, update_dict, step),
-            )
-            return
-        method = f"add_{summary_type}"
+        method, writer = f"add_{summary_type}", self.writer
         if not hasattr(EventWriter, method):
             raise ValueError(f"summary_type {summary_type!r}: there is no {method}()")
 
         def log_events(step: int) -> None:
+            if method == "add_scalar":
+                writer._add_scalar_row(table_name, update_dict, step)
+                return
             check = EventWriter(writer.logdir, write_to_disk=False)
             for target in (check, writer):  # all are refused or none
                 for name, value in update_dict.items():
                     getattr(target, method)(f"{table_name}/{name}", value, step)
 
-        table._stage(update_dict, log_events)
+        self.get_table(table_name)._stage(update_dict, log_events)
 
     def checkpoint(self) -> None:
         """Wait until all rows are on the disk, and write store.h5 anew.
@@ -3027,7 +3018,7 @@ class CollectionReader:
     def __repr__(self) -> str:
         return (
             f"<CollectionReader {self.directory}, {len(self.exp_ids)} runs, "
-            f"tables: {', '.join(sorted(self._headers)) or 'none'}>"
+            f"tables: {', '.join(self.tables) or 'none'}>"
         )
 
     def __enter__(self) -> CollectionReader:
@@ -3035,6 +3026,11 @@ class CollectionReader:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    @property
+    def tables(self) -> list[str]:
+        """Names of the tables that the runs had when they were listed, sorted."""
+        return sorted(self._headers)
 
     def close(self) -> None:
         """Close the stores that :meth:`get_store` has opened."""
@@ -3116,7 +3112,7 @@ class CollectionReader:
         if not parts:
             raise NotFoundError(
                 f"no run of {len(exp_ids)} in {self.directory} has a table {key!r}. "
-                f"Tables: {_shorten(sorted(self._headers)) or 'none'}"
+                f"Tables: {_shorten(self.tables) or 'none'}"
             )
         if lacking:
             _log.warning(
@@ -3280,10 +3276,6 @@ class _NameFormatter(string.Formatter):
             if field is not None:
                 yield field
                 yield from self.fields(spec or "")
-
-
-def _join_list(value: object) -> object:
-    return ".".join(map(str, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _run_name(formatted: str, exp_id: str) -> str:
