@@ -75,7 +75,6 @@ import os
 import pickle
 import re
 import reprlib
-import shlex
 import shutil
 import signal
 import socket
@@ -325,7 +324,7 @@ def _to_float(value: Any, code: str = "d") -> float:
     if type(value) is not float:
         value = _scalar(value)
         if not isinstance(value, (int, float)):
-            raise TypeError("it is not a number")
+            raise TypeError("it is not a number (float('nan') is, for a missing one)")
     number = float(value)
     if code != "d":
         struct.pack(code, number)  # raises if only an infinity would be left of it
@@ -393,9 +392,7 @@ class _Kind(NamedTuple):
     """What a column may hold, under the name that headers have for it."""
 
     type: Any  # in a schema
-    convert: Callable[
-        [Any], Any
-    ]  # a value to what is stored: a number, or bytes of text
+    convert: Callable[[Any], Any]  # value to what is stored: a number, or bytes of text
     code: str = ""  # struct format of the number; "" for text
     load: Callable[[str, str], Any] | None = None  # text and objects_dir to the object
     is_file: bool = False  # the bytes go to a file in objects_dir, its name is the text
@@ -470,7 +467,9 @@ def _kind_of(column: Any, column_type: Any) -> str:
 def _encode_header(schema: Mapping[str, Any]) -> bytes:
     """Return the header line for a schema as users write it."""
     if not isinstance(schema, Mapping) or not schema:
-        raise SchemaError(f"a schema maps column names to types, got {schema!r}")
+        raise SchemaError(
+            f"a schema is a dict, column to type, not empty; got {schema!r}"
+        )
     columns = {name: _kind_of(name, schema[name]) for name in schema}
     return json.dumps({"cox": _FORMAT_VERSION, "columns": columns}).encode() + b"\n"
 
@@ -506,7 +505,9 @@ def schema_from_dict(d: Mapping[str, Any], alternative: str = OBJECT) -> dict[st
             ``PICKLE`` or ``PYTORCH_STATE``.
     """
     if alternative not in (OBJECT, PICKLE, PYTORCH_STATE):
-        raise SchemaError(f"alternative is {alternative!r}; use OBJECT, PICKLE, ...")
+        raise SchemaError(
+            f"alternative must be OBJECT, PICKLE or PYTORCH_STATE, got {alternative!r}"
+        )
     schema = {}
     for name, value in d.items():
         # 0-d tensors count as their number; numpy scalars keep their own type
@@ -735,9 +736,7 @@ def _read_table(path: str) -> tuple[_Schema, bytes, bytes, _Scan]:
                     if not _is_same_file(file.fileno(), path + _ROWS):
                         continue  # mode 'w' began the table afresh meanwhile
                 if text is None:
-                    raise CorruptError(
-                        f"its text, {path + _TEXT}, is gone. Bring it back"
-                    )
+                    raise CorruptError(f"its text {path}{_TEXT} is gone. Bring it back")
                 body = data[len(header) :]
                 scan = _scan(schema, body, text)
             except CorruptError as err:
@@ -836,9 +835,7 @@ class _RowWriter:
         if torn:
             aside = _dated_path(self.path + suffix)
             _write_file(aside, torn)
-            _log.warning(
-                "cut the torn end of %s; it is in %s", self.path + suffix, aside
-            )
+            _log.warning("the torn end of %s is now in %s", self.path + suffix, aside)
 
     def append(self, values: list[Any], text: bytes) -> None:
         """Append one row; when this returns, the row is in the file.
@@ -1002,12 +999,14 @@ def _put_frame(store: Any, name: str, rows: _Rows) -> None:
     name.encode()  # a lone surrogate is a ValueError
     if "\0" in name or not {"", ".", "..", "table", "meta"}.isdisjoint(name.split("/")):
         raise ValueError(f"{name!r} is no key of an HDFStore")
+    h5 = store.root._v_file
+    for path in itertools.accumulate(name.split("/"), "{}/{}".format):
+        if f"/{path}" in h5 and isinstance(h5.get_node(f"/{path}"), tables.Leaf):
+            raise ValueError(f"{name!r} is a part of another table's frame")
     schema = _decode_header(rows.header)
     frame = _frame(rows, object)
     half_floats = [c for c, kind in schema.columns.items() if kind == "float16"]
-    frame = frame.astype(
-        dict.fromkeys(half_floats, "float32")
-    )  # pandas writes no others
+    frame = frame.astype(dict.fromkeys(half_floats, "float32"))  # pandas writes none
     records = np.frombuffer(rows.records, schema.dtype)
     width = sum(int(records[str(i)].max(initial=0)) for i in schema.text_fields)
     # fixed-width text loses NULs at its end, and "\0nan" must stand for NaN alone
@@ -1119,7 +1118,9 @@ def _original_tables(run_dir: str) -> dict[str, _Rows]:
                     ours = [group for group in groups if "COX_DATA" in group._v_attrs]
                     return dict(map(_original_table, ours))
         except tables.HDF5ExtError:
-            reason = "it is damaged, or no HDF5 file"
+            reason = (
+                "it is damaged, or no HDF5 file; bring it back, or leave the run out"
+            )
         except (OSError, ValueError, LookupError) as err:
             reason = str(err)
         if time.time() - after.st_mtime > 60:
@@ -1318,25 +1319,27 @@ class _Run:
                 self._take_lock(self.tables_dir)
             else:
                 self._convert()
-            self._is_changed = (
-                True  # for all we know: who wrote last may have been killed
-            )
+            self._is_changed = True  # for all we know: a killed writer exports nothing
 
-    def _open_to_lock(self, path: str) -> int:
+    def _open_to_lock(self, path: str, flags: int = 0) -> int:
         try:
-            return os.open(path, os.O_RDWR | os.O_CREAT | _O_BINARY, 0o666)
+            return os.open(path, os.O_RDWR | _O_BINARY | flags, 0o666)
         except OSError as err:
-            raise WriteRefusedError(f"{self.path} may not be written: {err}") from err
+            raise WriteRefusedError(
+                f"{self.path} may not be written: {err}. To read, use mode 'r'"
+            ) from err
 
     def _take_lock(self, tables_dir: str) -> None:
-        fd = self._open_to_lock(os.path.join(tables_dir, _LOCK_NAME))
+        fd = self._open_to_lock(os.path.join(tables_dir, _LOCK_NAME), os.O_CREAT)
         try:
             if not _flock(fd):
                 holder = os.read(fd, 1 << 10).decode(errors="replace").strip()
+                if any(run._lock_fd >= 0 and run.path == self.path for run in _runs):
+                    holder += " (another Store of this process: call its close(); in a "
+                    holder += "notebook, Out[] may still hold it: %reset out)"
                 raise WriteRefusedError(
                     f"{self.path} is being written by {holder or 'another process'}; "
-                    "wait for it, stop it, or open another run (a Store of this "
-                    "process gives the run up with close())"
+                    "wait for that, stop it, or open another run"
                 )
             for name in os.listdir(tables_dir):  # of a writer that died
                 if name.endswith(_NEW):
@@ -1383,13 +1386,21 @@ class _Run:
             os.close(fd)
 
     def erase(self) -> None:
-        """Begin all tables afresh. Records go before what they point to."""
+        """Begin the run afresh. Records go before what they point to."""
         self.claim()
         for suffix in (_ROWS, _TEXT):
             for name in os.listdir(self.tables_dir):
                 if name.endswith(suffix):
                     os.unlink(os.path.join(self.tables_dir, name))
         shutil.rmtree(self.objects_dir, ignore_errors=True)
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # else old curves go on in new ones
+            for entry in os.scandir(os.path.join(self.path, _TENSORBOARD_DIR)):
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    os.unlink(entry.path)
         self._is_changed = True
 
     def create_table(self, name: str, schema: _Schema) -> _Schema:
@@ -1530,9 +1541,12 @@ class _Run:
         try:
             if not sys.is_finalizing():  # else HDF5 may be gone; atexit has been here
                 self.close(refusal)
+        except CoxError as err:
+            _log.error("%s was not written: %s", self.store_path, err)
         except Exception:
-            _log.exception("could not export the tables to %s", self.store_path)
-            self._release()
+            _log.exception("%s was not written", self.store_path)
+        self._is_changed = False
+        self._release()
 
     __del__ = close_at_last
 
@@ -1610,7 +1624,10 @@ class Table:
             raise SchemaError(f"a table's name must be a str, not empty; got {name!r}")
         self.name = name
         self._run = store._run
-        self._schema = _decode_header(_encode_header(schema))
+        try:
+            self._schema = _decode_header(_encode_header(schema))
+        except SchemaError as err:
+            raise SchemaError(f"table {name!r}: {err}") from None
         if not has_initialized:
             with self._run.lock:
                 self._schema = self._run.create_table(name, self._schema)
@@ -1741,7 +1758,9 @@ class Table:
             is_short = isinstance(value, (int, float, str)) and not (
                 isinstance(value, int) and value.bit_length() > 200
             )
-            shown = reprlib.repr(value) if is_short else f"a {type(value).__name__}"
+            shown = f"a value of type {type(value).__name__}"
+            if is_short or value is None:
+                shown = reprlib.repr(value)
             return SchemaError(
                 f"column {name!r} of table {self.name!r} is {columns[name]} and cannot "
                 f"take {shown}: {err}"
@@ -2174,12 +2193,11 @@ def _not_written(method: str, instead: str = _BESIDE) -> Callable[..., NoReturn]
 class EventWriter:
     """Write TensorBoard events: tensorboardX's ``SummaryWriter``, durable and fast.
 
-    An event is on disk when the call returns (safe from the death of the process, not
-    of the machine): there is no thread and no queue. Tags are kept as given; a step of
-    None is 0. Arrays may be numpy's, torch's, jax's or lists. Refused input writes
-    nothing. Nothing is made on disk before the first event, and no file is continued:
-    a new writer, or an event after ``close()``, starts a new one. Threads may share a
-    writer; a forked child may not.
+    An event is in its file when the call returns: there is no thread and no queue. Tags
+    are kept as given; a step of None is 0. Arrays may be numpy's, torch's, jax's or
+    lists. Refused input writes nothing. Nothing is made on disk before the first event,
+    and no file is continued: a new writer, or an event after ``close()``, starts a new
+    one. Threads may share a writer; a forked child may not.
 
     ``logdir`` (or ``log_dir``) defaults to ``runs/<date>_<host><comment>``.
     ``purge_step`` hides what a resumed run's earlier files have from this step on.
@@ -2254,11 +2272,8 @@ class EventWriter:
         except OSError as err:
             os.ftruncate(self._fd, size)
             self._size = size
-            raise StorageError(
-                err.errno,
-                f"{err.strerror}: {self._path} has all events but this one; make room, "
-                "then log on",
-            ) from err
+            what = "an event could not be written; the file has all others"
+            raise _storage_error(err, what, self._path) from err
 
     def _encode_start(self) -> bytes:
         """Records that come before a file's first event."""
@@ -2283,9 +2298,7 @@ class EventWriter:
                     self._fd = os.open(self._path, flags, 0o666)
                     break
         except OSError as err:
-            raise StorageError(
-                err.errno, f"cannot make an event file in {self.logdir}: {err.strerror}"
-            ) from err
+            raise _storage_error(err, "cannot make an event file", self.logdir) from err
         self._size = 0
 
     def _check_process(self) -> None:
@@ -2731,7 +2744,8 @@ class Store:
             exp_id: The run's directory in it. Defaults to a random uuid.
             new: Insist that there is no such run yet.
             mode: ``a`` to read and append; ``r`` to read, which makes nothing;
-                ``w`` to begin all tables of the run afresh.
+                ``w`` to begin the run afresh: its tables, their objects and its event
+                files are erased, ``save`` is not.
 
         Raises:
             StoreExistsError: ``new`` is set and the run exists.
@@ -2741,11 +2755,8 @@ class Store:
         if mode not in ("a", "r", "w"):
             raise ValueError(f"mode must be 'a', 'r' or 'w', got {mode!r}")
         exp_id = str(uuid.uuid4()) if exp_id is None else exp_id
-        if (
-            not isinstance(exp_id, str)
-            or exp_id in ("", ".", "..")
-            or {"/", os.sep, "\0"} & set(exp_id)
-        ):
+        is_name = isinstance(exp_id, str) and exp_id not in ("", ".", "..")
+        if not is_name or {"/", os.sep, "\0"} & set(exp_id):
             raise ValueError(f"exp_id must be the name of a directory, got {exp_id!r}")
         self.exp_id = exp_id
         self.path = os.path.join(os.path.abspath(storage_folder), exp_id)
@@ -2842,7 +2853,7 @@ class Store:
         """The run's event writer, with the methods of tensorboardX's SummaryWriter."""
         if self._writer is None:
             if self._run.refusal:
-                self._run.claim()
+                self._run.claim()  # raises
             with self._run.lock:
                 logdir = os.path.join(self.path, _TENSORBOARD_DIR)
                 self._writer = self._writer or EventWriter(logdir)
@@ -2900,11 +2911,17 @@ class Store:
         is no longer reachable, or when the interpreter exits.
 
         Raises:
-            StorageError: The disk refused; the Store stays open, no row is lost,
-                and close() may be called again.
+            StorageError: The disk refused. No row is lost; close() may be repeated.
         """
         if self._writer is not None:
             self._writer.close()
+        for table in self._tables.values():
+            if table._staged != table._schema.blank:
+                _log.warning(
+                    "%s: a row of table %r was staged and never flushed",
+                    self.path,
+                    table.name,
+                )
         self._run.close()
 
 
@@ -2970,13 +2987,10 @@ class CollectionReader:
         Args:
             directory: Directory of runs; anything else in it is passed over.
             log_warnings: Warn where tables of one name have different schemas.
-            mode: Mode for :meth:`get_store`: ``r``, or ``a`` (also as ``w``) to
-                write. Nothing is ever erased.
+            mode: Mode for :meth:`get_store`: ``a`` or ``w`` to write, erasing nothing.
             exp_filter: Called with each exp_id; takes the run if it returns true.
-            skip_errs: Leave out runs that cannot be read, with a warning, instead
-                of raising the error.
-            executor: Anything with the interface of ``concurrent.futures.Executor``
-                (threads, processes, dask, MPI) to spread the reading over.
+            skip_errs: Leave out runs that cannot be read, with a warning.
+            executor: Threads, processes, dask or MPI to spread the reading over.
 
         Raises:
             NotFoundError: There is no such directory.
@@ -2991,13 +3005,10 @@ class CollectionReader:
         if not os.path.isdir(self.directory):
             raise NotFoundError(f"there is no directory {self.directory}")
         if _is_run(self.directory):
-            raise NotFoundError(
-                f"{self.directory} is a run; give the directory it is in"
-            )
+            raise NotFoundError(f"{self.directory} is a run; give its parent directory")
         listed = _list_runs(self.directory)
         exp_ids = [e for e in listed if exp_filter is None or exp_filter(e)]
-        # table: header: the runs that have it
-        self._headers: dict[str, dict[bytes, list[str]]] = {}
+        self._headers: dict[str, dict[bytes, list[str]]] = {}  # ids by table, header
         bad: set[int] = set()
         for found, errors in self._read_batches(_read_headers_batch, exp_ids):
             for source, headers in found.items():
@@ -3013,7 +3024,8 @@ class CollectionReader:
                 dirs = [e for e in entries if e.is_dir()]
                 shut = [e.name for e in dirs if not os.access(e.path, os.R_OK)]
             if shut:
-                _log.warning("no permission to read %s", _shorten(shut))
+                where = self.directory
+                _log.warning("no permission to read in %s: %s", where, _shorten(shut))
 
     def __repr__(self) -> str:
         return (
@@ -3101,7 +3113,7 @@ class CollectionReader:
         return joined
 
     def _read_groups(self, key: str, exp_ids: list[str], skip: bool) -> list[_Rows]:
-        """Read a table of every run; say which runs lack it."""
+        """Read a table of every run, joined by header; say which runs lack it."""
         parts: list[_Rows] = []
         lacking: list[str] = []
         for rows, errors in self._read_batches(_read_rows_batch, exp_ids, key):
@@ -3180,6 +3192,7 @@ class CollectionReader:
                 _log.warning("table %r has different schemas: %s", table, kinds)
 
     def _check_columns(self, key: str, groups: list[_Rows], exp_ids: list[str]) -> None:
+        """Raise if the runs' columns differ, in more than their order."""
         first, *others = groups
         columns = set(_decode_header(first.header).columns)
         for other in others:
@@ -3200,9 +3213,7 @@ def _decoding_error(exp_id: str, name: str, kind: str, err: Exception) -> CoxErr
             f"{where} holds PyTorch states and torch cannot be imported ({err}); "
             f"install torch, or {remedy}"
         )
-    return CorruptError(
-        f"{where} holds a value that cannot be decoded: {err!r}; {remedy}"
-    )
+    return CorruptError(f"{where} cannot be decoded: {err!r}; {remedy}")
 
 
 ###############################################################################
@@ -3315,7 +3326,7 @@ class _View:
     def check_options(self) -> None:
         """Refuse options that fit none of the runs there are."""
         known = [run for run in self.runs.values() if run.params is not None]
-        columns = dict.fromkeys(column for run in known for column in run.params or ())
+        columns = dict.fromkeys(itertools.chain(*(run.params or () for run in known)))
         for name in self.asked:
             if known and name not in columns:
                 has = f"table {self.table!r} has: {', '.join(columns)}"
@@ -3363,13 +3374,11 @@ class _View:
             if run.params is None:
                 has_new_params |= self._find_params(exp_id, run)
         if has_new_params:
-            shown = [
-                r.params for r in self.runs.values() if r.params and not r.left_out
-            ]
-            columns = dict.fromkeys(column for params in shown for column in params)
-            self.differing = [
-                c for c in columns if len({str(params.get(c)) for params in shown}) > 1
-            ]
+            runs = self.runs.values()
+            shown = [run.params for run in runs if run.params and not run.left_out]
+            columns = dict.fromkeys(itertools.chain(*shown))
+            texts = {c: {str(params.get(c)) for params in shown} for c in columns}
+            self.differing = [column for column, seen in texts.items() if len(seen) > 1]
         for exp_id, run in self.runs.items():
             if not run.left_out:
                 try:
@@ -3490,9 +3499,7 @@ def _parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
     add("--metadata-table", default="metadata", help="table of the parameters")
     options, rest = parser.parse_known_args(argv)
     try:
-        options.filter_param = [
-            (name, re.compile(r)) for name, r in options.filter_param
-        ]
+        options.filter_param = [(n, re.compile(r)) for n, r in options.filter_param]
     except re.error as err:
         parser.error(f"--filter-param {err.pattern!r}: {err}")
     try:
@@ -3533,7 +3540,7 @@ def _configure_tensorboard(ours: Sequence[str], rest: Sequence[str]) -> Any:
         if not err.code:  # --helpfull
             raise
         message = said.getvalue().strip().rpartition("error: ")[2]
-        raise CoxError(f"TensorBoard refuses {shlex.join(rest)}: {message}") from err
+        raise CoxError(f"TensorBoard refuses {' '.join(rest)}: {message}") from err
     flags = board.flags
     host = "" if flags.bind_all else flags.host or "localhost"
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -3541,7 +3548,8 @@ def _configure_tensorboard(ours: Sequence[str], rest: Sequence[str]) -> Any:
         socket.create_server((host, flags.port), family=family).close()
     except OSError as err:
         where = f"{host or '*'}:{flags.port}"
-        raise CoxError(f"cannot listen on {where}: {err}; try --port 0") from err
+        option = "--port 0" if err.errno == errno.EADDRINUSE else "another --host"
+        raise CoxError(f"cannot listen on {where}: {err}; try {option}") from err
     return board
 
 
@@ -3575,11 +3583,7 @@ def _serve(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def tensorboard_main(argv: Sequence[str] | None = None) -> int:
-    """Run ``cox tb``: one TensorBoard over all runs of a directory, until stopped.
-
-    Returns:
-        The status of the process; 2 if it could not start, for a reason it printed.
-    """
+    """Run ``cox tb`` until it is stopped; return the status of the process."""
     try:
         return _serve(*_parse_args(argv))
     except (CoxError, OSError) as err:
@@ -3594,6 +3598,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = sys.argv[1:] if argv is None else list(argv)
     if args[:1] == ["tb"]:
         return tensorboard_main(args[1:])
+    if args == ["--version"]:
+        print("cox", __version__)
+        return 0
     is_help = args in (["-h"], ["--help"])
     stream = sys.stdout if is_help else sys.stderr
     print("usage: cox tb --logdir DIR [options] (see cox tb --help)", file=stream)
@@ -3603,21 +3610,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 ###############################################################################
 # Import names of the original package
 ###############################################################################
-
 # `cox.store` and the others are this module under another name, for imports and
 # for `python -m cox.tensorboard_view`; they work in a vendored copy too.
 
 
 def _register_submodules() -> None:
     for name in ("store", "readers", "utils", "tensorboard_view"):
-        module = types.ModuleType(f"{__name__}.{name}", __doc__)
+        full_name = f"{__name__}.{name}"
+        module = types.ModuleType(full_name, __doc__)
         module.__path__ = []  # runpy warns of a plain module that is imported already
-        module.__spec__ = importlib.util.spec_from_file_location(
-            module.__name__, __file__
-        )
+        module.__spec__ = importlib.util.spec_from_file_location(full_name, __file__)
         vars(module).update({public: globals()[public] for public in __all__})
         vars(module)["main"] = tensorboard_main
-        sys.modules[module.__name__] = globals()[name] = module
+        sys.modules[full_name] = globals()[name] = module
 
 
 _register_submodules()

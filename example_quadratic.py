@@ -8,6 +8,7 @@ beside the old ones.
 
 import argparse
 import itertools
+import shlex
 
 from cox import CollectionReader, Store
 
@@ -75,7 +76,7 @@ def main() -> None:
     for parameters in grid:
         run(out_dir, *parameters)
     report(out_dir)
-    print(f"\nNow try: python -m cox tb --logdir {out_dir}")
+    print(f"\nNow try: python -m cox tb --logdir {shlex.quote(out_dir)}")
 
 
 if __name__ == "__main__":

@@ -2817,13 +2817,24 @@ def test_opening_to_read_touches_no_file(request, layout):
 def test_mode_w_starts_the_tables_afresh(request, layout):
     run = request.getfixturevalue(layout)
     (run / "save" / "mine").touch()
+    with cox.EventWriter(run / "tensorboard") as writer:
+        writer.add_scalars("old", {"a": 1}, 0)
+        writer.add_scalar("old", 1, 0)
     with Store(run.parent, "run", mode="w") as store:
+        assert os.listdir(run / "tensorboard") == []
         with pytest.raises(KeyError):
             store.get_table("other")
         store.add_table("t", {"x": float}).append_row({"x": 1})
     assert Store(run.parent, "run", mode="r")["t"].df["x"].tolist() == [1]
     assert set(exported(run)) == {"t"}
     assert (run / "save" / "mine").exists()
+
+
+def test_a_row_that_was_never_flushed_is_told_of(out):
+    store = Store(out, "run")
+    store.add_table("t", SCHEMA).update_row({"i": 1})
+    with warns("'t' was staged and never flushed"):
+        store.close()
 
 
 def test_log_table_and_tb_stages_a_row_and_writes_its_events(store, out):
@@ -3032,7 +3043,8 @@ def test_an_export_that_fails_at_exit_is_tried_once(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (500, resource.RLIM_INFINITY))
     """
     printed = python("-c", code, tmp_path)
-    assert printed.count("could not export") == printed.count("Traceback") / 2 == 1
+    assert printed.count("was not written") == 1
+    assert "Traceback" not in printed
     assert Store(tmp_path, "run", mode="r")["t"].nrows == 1
 
 
@@ -3176,7 +3188,7 @@ def test_a_directory_that_is_empty_or_missing_or_a_run(tmp_path, run):
         CollectionReader(tmp_path).df("t")
     with pytest.raises(FileNotFoundError, match="missing"):
         CollectionReader(tmp_path / "missing")
-    with pytest.raises(CoxError, match=r"out/run is a run; give the directory"):
+    with pytest.raises(CoxError, match=r"out/run is a run; give its parent"):
         CollectionReader(run)
 
 
