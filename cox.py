@@ -1118,9 +1118,7 @@ def _original_tables(run_dir: str) -> dict[str, _Rows]:
                     ours = [group for group in groups if "COX_DATA" in group._v_attrs]
                     return dict(map(_original_table, ours))
         except tables.HDF5ExtError:
-            reason = (
-                "it is damaged, or no HDF5 file; bring it back, or leave the run out"
-            )
+            reason = "it is damaged, or no HDF5 file; bring it back or leave it out"
         except (OSError, ValueError, LookupError) as err:
             reason = str(err)
         if time.time() - after.st_mtime > 60:
@@ -1393,9 +1391,7 @@ class _Run:
                 if name.endswith(suffix):
                     os.unlink(os.path.join(self.tables_dir, name))
         shutil.rmtree(self.objects_dir, ignore_errors=True)
-        with contextlib.suppress(
-            FileNotFoundError
-        ):  # else old curves go on in new ones
+        with contextlib.suppress(FileNotFoundError):  # or old curves go on in the new
             for entry in os.scandir(os.path.join(self.path, _TENSORBOARD_DIR)):
                 if entry.is_dir(follow_symlinks=False):
                     shutil.rmtree(entry.path, ignore_errors=True)
@@ -1541,12 +1537,13 @@ class _Run:
         try:
             if not sys.is_finalizing():  # else HDF5 may be gone; atexit has been here
                 self.close(refusal)
-        except CoxError as err:
-            _log.error("%s was not written: %s", self.store_path, err)
-        except Exception:
-            _log.exception("%s was not written", self.store_path)
-        self._is_changed = False
-        self._release()
+        except Exception as err:
+            is_ours = isinstance(err, CoxError)  # then the message says it all
+            _log.error("%s: %s", self.store_path, err, exc_info=not is_ours)
+            with self.lock:
+                if not self.is_busy:
+                    self._is_changed = False
+                    self._release()
 
     __del__ = close_at_last
 
