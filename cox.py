@@ -34,7 +34,7 @@ Sections, each building on those above it: errors, on-disk format, utilities,
 values and schema, row files, HDF5, run directory, Table, TensorBoard events,
 event writer, Store, CollectionReader, command line.
 
-Home: https://github.com/cox-logger/cox        SPDX-License-Identifier: MIT
+SPDX-License-Identifier: MIT
 """
 
 from __future__ import annotations
