@@ -321,25 +321,25 @@ def _scalar(value: Any) -> Any:
 
 
 def _to_float(value: Any, code: str = "d") -> float:
-    if type(value) is not float:
-        value = _scalar(value)
-        if not isinstance(value, (int, float)):
-            raise TypeError("it is not a number (float('nan') is, for a missing one)")
+    if type(value) is float and code == "d":  # on the way of every row
+        return value
+    value = _scalar(value)
+    if not isinstance(value, (int, float)):
+        raise TypeError("it is not a number (float('nan') is, for a missing one)")
     number = float(value)
-    if code != "d":
-        struct.pack(code, number)  # raises if only an infinity would be left of it
+    struct.pack(code, number)  # raises if only an infinity would be left of it
     return number
 
 
 def _to_int(value: Any, low: int = -(2**63), high: int = 2**63 - 1) -> int:
-    if type(value) is not int:
-        value = _scalar(value)
-        if not isinstance(value, (int, float)) or int(value) != value:
-            raise TypeError("it is not a whole number")
-    number = int(value)
-    if not low <= number <= high:
+    if type(value) is int and low <= value <= high:
+        return value
+    value = _scalar(value)
+    if not isinstance(value, (int, float)) or int(value) != value:
+        raise TypeError("it is not a whole number")
+    if not low <= value <= high:
         raise OverflowError(f"it is not in {low}..{high}")
-    return number
+    return int(value)
 
 
 def _to_bool(value: Any) -> bool:
