@@ -3556,13 +3556,24 @@ def _serve(options: argparse.Namespace, rest: Sequence[str]) -> int:
     ours = f"--logdir={view_dir}", f"--port={options.port}", "--reload_multifile=true"
     title = f"--window_title=cox: {options.logdir}"
     board = _configure_tensorboard([*ours, title], rest)
+    # it would let a second SIGTERM kill us before the view is removed
+    board._install_signal_handler = lambda *_: None
     view = _View(view_dir, options)
     stopped = threading.Event()
     watcher = threading.Thread(target=view.watch, args=(stopped,), daemon=True)
     signals = [getattr(signal, s) for s in ("SIGTERM", "SIGHUP") if hasattr(signal, s)]
+
+    def ignore_signals() -> None:
+        for signum in (signal.SIGINT, *signals):
+            signal.signal(signum, signal.SIG_IGN)
+
+    def stop(number: int, frame: object) -> None:
+        ignore_signals()
+        sys.exit(128 + number)
+
     for signum in signals:
         if signal.getsignal(signum) != signal.SIG_IGN:  # nohup
-            signal.signal(signum, lambda number, frame: sys.exit(128 + number))
+            signal.signal(signum, stop)
     try:
         os.mkdir(view_dir, 0o700)
         view.refresh()
@@ -3571,8 +3582,7 @@ def _serve(options: argparse.Namespace, rest: Sequence[str]) -> int:
         watcher.start()
         return 1 if board.main() else 0
     finally:
-        for signum in (signal.SIGINT, *signals):  # another must not stop the removal
-            signal.signal(signum, signal.SIG_IGN)
+        ignore_signals()  # another must not stop the removal
         stopped.set()
         if watcher.is_alive():
             watcher.join(5)  # it may hang on a disk that does
