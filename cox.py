@@ -1451,12 +1451,11 @@ class _Run:
         try:
             with self._export_lock:
                 self._refuse_amid_export()
-                if self._lock_fd < 0:
-                    return  # closed meanwhile, and so exported
                 try:
                     self._is_exporting = True
                     self._sync(writers, unsynced)
-                    self._export()
+                    if self._lock_fd >= 0:  # else closed meanwhile, and so exported
+                        self._export()
                 finally:
                     self._is_exporting = False
         except BaseException:
