@@ -115,6 +115,13 @@ _log = logging.getLogger("cox")
 # builtin that a caller would expect, and survives a process pool.
 
 
+def _printable(value: object, limit: int = 200) -> str:
+    """Return ``str(value)``, bounded, for a terminal: names come from strangers."""
+    text = str(value)
+    text = text if len(text) <= limit else f"{text[: limit - 3]}..."
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 class CoxError(Exception):
     """Base of every error that cox raises on purpose."""
 
@@ -182,6 +189,12 @@ PYTORCH_STATE: Final = "__pytorch_state__"
 """Column of what ``torch.save`` takes, each in a file of its own."""
 
 _O_BINARY: Final[int] = getattr(os, "O_BINARY", 0)  # Windows would translate newlines
+_O_READ: Final = (
+    os.O_RDONLY
+    | _O_BINARY
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_NONBLOCK", 0)  # or a fifo would block for ever
+)
 _O_APPEND: Final = os.O_RDWR | os.O_APPEND | _O_BINARY
 _O_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _O_BINARY
 
@@ -696,8 +709,27 @@ def _table_path(run_dir: str, name: str) -> str:
     return os.path.join(run_dir, _TABLES_DIR, quoted)
 
 
+def _open_file(path: str) -> int:
+    """Open a file of a run to read it; only a regular file, and no link, is one.
+
+    Raises:
+        FileNotFoundError: There is none.
+        CorruptError: It is something else, which may lead out of the run, or block.
+    """
+    try:
+        fd = os.open(path, _O_READ)
+    except OSError as err:
+        if err.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise
+    else:
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return fd
+        os.close(fd)
+    raise CorruptError(f"{_printable(path)} is no regular file; it is not opened")
+
+
 def _read_file(path: str) -> bytes:
-    with open(path, "rb", buffering=0) as file:
+    with open(_open_file(path), "rb", buffering=0) as file:
         return file.read()
 
 
