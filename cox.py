@@ -144,6 +144,10 @@ class WriteRefusedError(CoxError, RuntimeError):
     """This Store may not write: read-only, closed, forked, or not the one writer."""
 
 
+class _NoWriterError(WriteRefusedError, AttributeError):
+    """A Store in mode r has no event writer, and ``hasattr`` says so."""
+
+
 class CorruptError(CoxError, ValueError):
     """A file of a run is damaged in a way that no crash of a writer explains."""
 
@@ -172,6 +176,7 @@ class StorageError(CoxError, OSError):
 
 _FORMAT_VERSION: Final = 1
 _STORE_NAME: Final = "store.h5"
+_SAVE_DIR: Final = "save"
 _TABLES_DIR: Final = ".tables"
 _OBJECTS_DIR: Final = ".table_objects"
 _TENSORBOARD_DIR: Final = "tensorboard"
@@ -219,34 +224,70 @@ _HDF5_TEXT_MAX: Final = 256 << 20  # bytes of a frame's text, padded to its wide
 class Parameters:
     """Attribute access to a dictionary, ignoring case; a missing name is None.
 
+    The dictionary itself is ``params``, where a new attribute goes in lower case.
+
     Example:
         >>> Parameters({"a": 1, "b": 3}).A
         1
     """
 
-    _params: dict[str, Any]
+    params: dict[str, Any]
 
-    def __init__(self, params: Mapping[str, Any]) -> None:
-        object.__setattr__(self, "_params", dict(params))
+    def __init__(self, params: dict[str, Any]) -> None:
+        if len({name.lower() for name in params}) < len(params):
+            raise ValueError(f"names must differ in more than case: {[*params]}")
+        object.__setattr__(self, "params", params)
 
     def _key(self, name: str) -> str:
-        return next((k for k in self._params if k.lower() == name.lower()), name)
+        name = name.lower()
+        return next((key for key in self.params if key.lower() == name), name)
 
     def __getattr__(self, name: str) -> Any:
-        # copy and pickle look for dunders, and before _params is there
-        if name == "_params" or (name.startswith("__") and name.endswith("__")):
+        # copy and pickle look for dunders, and before params is there
+        if name == "params" or (name.startswith("__") and name.endswith("__")):
             raise AttributeError(name)
-        return self._params.get(self._key(name))
+        return self.params.get(self._key(name))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        object.__setattr__(self, "_params", {**self._params, self._key(name): value})
+        self.params[self._key(name)] = value
+
+    def __delattr__(self, name: str) -> None:
+        del self.params[self._key(name)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.params)
+
+    def __len__(self) -> int:
+        return len(self.params)
+
+    def __getstate__(self) -> dict[str, Any]:  # as in pickles of the original
+        return self.params
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        object.__setattr__(self, "params", dict(state))
 
     def __repr__(self) -> str:
-        return f"Parameters({self._params!r})"
+        return json.dumps(self.params, indent=2, default=repr)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the parameters as a new dictionary, names as they were given."""
-        return dict(self._params)
+        """Return the dictionary itself, names as they were given."""
+        return self.params
+
+
+def _as_row(data: Any) -> Mapping[str, Any]:
+    """Return a row as a mapping, whatever users hold it in."""
+    if isinstance(data, (dict, Mapping)):
+        return data
+    if isinstance(data, Parameters):
+        return data.params
+    if isinstance(data, argparse.Namespace):
+        return vars(data)
+    if dataclasses.is_dataclass(data) and not isinstance(data, type):
+        return {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
+    raise SchemaError(
+        "a row is a dict (or Parameters, Namespace, dataclass), column to value; "
+        f"got {data!r:.80}"
+    )
 
 
 def override_json(args: Any, json_path: str, check_consistency: bool = False) -> Any:
@@ -256,7 +297,7 @@ def override_json(args: Any, json_path: str, check_consistency: bool = False) ->
         args: An object with the arguments as attributes (``argparse.Namespace``,
             :class:`Parameters`, ...). It is not changed.
         json_path: File with one JSON object, argument name to value.
-        check_consistency: Insist that file and ``args`` have the same names.
+        check_consistency: Insist on the same names in both, but for config_path.
 
     Raises:
         ValueError: The file holds no JSON object, or the names differ.
@@ -266,7 +307,7 @@ def override_json(args: Any, json_path: str, check_consistency: bool = False) ->
     if not isinstance(overrides, dict):
         raise ValueError(f"{json_path} must hold one JSON object, name to value")
     names = args.as_dict() if isinstance(args, Parameters) else vars(args)
-    if check_consistency and set(names) != set(overrides):
+    if check_consistency and (set(names) ^ set(overrides)) - {"config_path"}:
         raise ValueError(
             f"{json_path} and the arguments differ: only in the file "
             f"{sorted(set(overrides) - set(names))}, only in the arguments "
@@ -312,12 +353,19 @@ def obj_to_string(obj: Any) -> str:
     return base64.b64encode(pickle.dumps(obj)).decode("ascii")
 
 
-def string_to_obj(s: str) -> Any:
-    """Return the object in a string of :func:`obj_to_string`.
+def string_to_obj(s: Any) -> Any:
+    """Return the object in a string of :func:`obj_to_string`; for "" None.
 
-    This unpickles, so it may run code: use it on strings you trust.
+    Anything else comes back as it is, so decoding twice does no harm. This unpickles,
+    so it may run code: use it on strings you trust.
     """
-    return pickle.loads(base64.b64decode(s))
+    if not isinstance(s, str):
+        return s
+    data = b""
+    if s.startswith("gA"):  # base64 of the first byte of a pickle
+        with contextlib.suppress(ValueError):  # text that only begins like one
+            data = base64.b64decode(s)
+    return pickle.loads(data) if data.endswith(b".") else s or None
 
 
 ###############################################################################
@@ -333,13 +381,22 @@ def _scalar(value: Any) -> Any:
     return value.item() if getattr(value, "shape", None) == () else value
 
 
+def _number(value: Any) -> Any:
+    """Also unwrap arrays and tensors of any shape that hold one element."""
+    shape = getattr(value, "shape", None)
+    is_single = isinstance(shape, tuple) and math.prod(shape) == 1
+    return value.item() if is_single else value
+
+
 def _to_float(value: Any, code: str = "d") -> float:
     if type(value) is float and code == "d":  # on the way of every row
         return value
-    value = _scalar(value)
-    if not isinstance(value, (int, float)):
+    value = _number(value)
+    if value is None:
         raise TypeError("it is not a number (float('nan') is, for a missing one)")
     number = float(value)
+    if math.isinf(number) and "inf" not in str(value).lower():
+        raise OverflowError("it is too large for a float")  # a Decimal, or text
     struct.pack(code, number)  # raises if only an infinity would be left of it
     return number
 
@@ -347,16 +404,18 @@ def _to_float(value: Any, code: str = "d") -> float:
 def _to_int(value: Any, low: int = -(2**63), high: int = 2**63 - 1) -> int:
     if type(value) is int and low <= value <= high:
         return value
-    value = _scalar(value)
-    if not isinstance(value, (int, float)) or int(value) != value:
+    value = _number(value)
+    number = int(value)
+    is_whole = hasattr(value, "__index__") or isinstance(value, (str, bytes))
+    if not is_whole and number != value:
         raise TypeError("it is not a whole number")
-    if not low <= value <= high:
+    if not low <= number <= high:
         raise OverflowError(f"it is not in {low}..{high}")
-    return int(value)
+    return number
 
 
 def _to_bool(value: Any) -> bool:
-    value = _scalar(value)
+    value = _number(value)
     if not isinstance(value, (int, float)) or value not in (0, 1):
         raise TypeError("it is not True, False, 1 or 0")
     return bool(value)
@@ -373,6 +432,8 @@ def _to_object(value: Any) -> bytes:
 def _to_pytorch_state(value: Any) -> bytes:
     import torch
 
+    if callable(state_dict := getattr(value, "state_dict", None)):
+        value = state_dict()  # of a module, an optimizer, ...
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
@@ -398,7 +459,8 @@ def _load_pytorch_state(uid: str, objects_dir: str, **kwargs: Any) -> Any:
     path = _object_path(uid, objects_dir)
     import torch
 
-    return torch.load(path, **kwargs)
+    # as trusting as a PICKLE: what was saved may hold more than tensors
+    return torch.load(path, **{"weights_only": False, **kwargs})
 
 
 class _Kind(NamedTuple):
@@ -509,11 +571,11 @@ def _decode_header(header: bytes) -> _Schema:
     raise CorruptError(f"its first line is not the header of a table: {header[:200]!r}")
 
 
-def schema_from_dict(d: Mapping[str, Any], alternative: str = OBJECT) -> dict[str, Any]:
+def schema_from_dict(d: Any, alternative: str = OBJECT) -> dict[str, Any]:
     """Return the schema that the values of an example row call for.
 
     Args:
-        d: Column name to example value.
+        d: Column name to example value, as for :meth:`Table.update_row`.
         alternative: Kind for values that are no number, str or bool: ``OBJECT``,
             ``PICKLE`` or ``PYTORCH_STATE``.
     """
@@ -522,7 +584,7 @@ def schema_from_dict(d: Mapping[str, Any], alternative: str = OBJECT) -> dict[st
             f"alternative must be OBJECT, PICKLE or PYTORCH_STATE, got {alternative!r}"
         )
     schema = {}
-    for name, value in d.items():
+    for name, value in _as_row(d).items():
         # 0-d tensors count as their number; numpy scalars keep their own type
         value_type = type(value if isinstance(value, np.generic) else _scalar(value))
         kind = _KINDS.get(_KIND_OF_TYPE.get(value_type, ""))
@@ -849,6 +911,7 @@ class _RowWriter:
             )
         self.path = path
         self._schema = found
+        self.header = found.header
         # Rows, and bytes of text, that are whole. One attribute, so that an
         # exception out of a signal handler finds both or neither changed.
         self.end: tuple[int, int] = (scan.nrows, scan.text_size)
@@ -932,7 +995,9 @@ class _RowWriter:
             if fd >= 0:
                 os.close(fd)
 
-    __del__ = close
+    def __del__(self, is_late: Any = sys.is_finalizing) -> None:
+        if not is_late():  # else names that close() needs may be None
+            self.close()
 
 
 ###############################################################################
@@ -1325,7 +1390,7 @@ class _Run:
                     raise
                 time.sleep(0.01)
         try:
-            for name in ("save", _TENSORBOARD_DIR):
+            for name in (_SAVE_DIR, _TENSORBOARD_DIR):
                 os.makedirs(os.path.join(self.path, name), exist_ok=True)
             if not os.path.exists(self.store_path):
                 self._write_store(self.store_path, _empty_image(), sync=False)
@@ -1447,12 +1512,18 @@ class _Run:
             _create_table(self.tables_dir, name, _Rows(schema.header, [], [], b"", b""))
             self._is_changed = True
         found = _decode_header(_read_header(self.path, name))
-        if found.columns != schema.columns:
+        if found.columns == schema.columns:
+            return found  # whose columns may be in another order
+        writer = self.writers.get(name) or self.open_writer(name, found)
+        if writer.end[0]:
             raise SchemaError(
-                f"table {name!r} in {self.path} has columns {found.columns}, not "
-                f"{schema.columns}; use another name, or a new run"
+                f"table {name!r} in {self.path} has rows, and columns {found.columns}, "
+                f"not {schema.columns}; use another name, or a new run"
             )
-        return found  # whose columns may be in another order
+        self.writers.pop(name).close()
+        _create_table(self.tables_dir, name, _Rows(schema.header, [], [], b"", b""))
+        self._is_changed = True
+        return schema
 
     def open_writer(self, name: str, schema: _Schema) -> _RowWriter:
         """Open the files of a table; repair their end."""
@@ -1563,11 +1634,14 @@ class _Run:
         self.lock, self._export_lock = threading.RLock(), threading.RLock()
         self._release()
 
-    def close_at_last(self, refusal: str = "the interpreter exits") -> None:
+    def close_at_last(
+        self, refusal: str = "the interpreter exits", is_late: Any = sys.is_finalizing
+    ) -> None:
         """Close, where nobody is left to take an exception."""
+        if is_late():  # atexit has been here, and names of this module may be None
+            return
         try:
-            if not sys.is_finalizing():  # else HDF5 may be gone; atexit has been here
-                self.close(refusal)
+            self.close(refusal)
         except Exception as err:
             is_ours = isinstance(err, CoxError)  # then the message says it all
             _log.error("%s: %s", self.store_path, err, exc_info=not is_ours)
@@ -1661,6 +1735,13 @@ class Table:
                 self._schema = self._run.create_table(name, self._schema)
         self._objects_dir = table_obj_dir
         self._staged = self._schema.blank.copy()  # converted values; None: none yet
+        self._replaced: set[str] = set()  # columns of it that were staged again
+        self._has_warned = False
+
+    def __str__(self) -> str:
+        lines = str((frame := self.df).head(5)).split("\n")
+        lines += [f" ... ({len(frame) - 5} rows hidden)"] if len(frame) > 5 else []
+        return "\n".join(map(_printable, lines))
 
     def __repr__(self) -> str:
         columns = ", ".join(f"{c}: {kind}" for c, kind in self._schema.columns.items())
@@ -1690,13 +1771,14 @@ class Table:
         """
         return _frame(_read_rows(self._run.path, self.name))
 
-    def update_row(self, data: Mapping[str, Any]) -> None:
+    def update_row(self, data: Any) -> None:
         """Stage values of the working row, in memory until :meth:`flush_row`.
 
         Objects are serialized now, so later changes to them have no effect.
 
         Args:
-            data: Column name to value, for any of the columns.
+            data: Column name to value, for any of the columns: a dict,
+                :class:`Parameters`, ``argparse.Namespace`` or dataclass.
 
         Raises:
             SchemaError: A name is no column, or a value is not of its column's
@@ -1704,9 +1786,7 @@ class Table:
         """
         self._stage(data, None)
 
-    def _stage(
-        self, data: Mapping[str, Any], log_events: Callable[[int], None] | None
-    ) -> None:
+    def _stage(self, data: Any, log_events: Callable[[int], None] | None) -> None:
         """Stage values once ``log_events``, called with the row's index, went well."""
         run = self._run
         with run.lock:
@@ -1714,12 +1794,29 @@ class Table:
                 self._refuse()
             try:
                 run.is_busy = True
+                data = _as_row(data)
                 staged = self._merge(data)
                 if log_events is not None:
                     log_events(self.nrows)
+                self._note_replaced(data)
                 self._staged = staged
             finally:
                 run.is_busy = False
+
+    def _note_replaced(self, names: Iterable[str]) -> None:
+        """Warn, once, where a value of the working row is replaced twice."""
+        if self._staged == self._schema.blank:
+            self._replaced.clear()
+            return
+        slots = self._schema.slots
+        replaced = {name for name in names if self._staged[slots[name][0]] is not None}
+        if not self._has_warned and not replaced.isdisjoint(self._replaced):
+            self._has_warned = True
+            _log.warning(
+                "%s: a value for table %r was replaced twice; flush_row() ends a row",
+                *(_printable(self._run.path), self.name),
+            )
+        self._replaced |= replaced
 
     def flush_row(self) -> None:
         """Write the working row to the table's file and start an empty one.
@@ -1737,7 +1834,7 @@ class Table:
         """
         self.append_row({})
 
-    def append_row(self, data: Mapping[str, Any]) -> None:
+    def append_row(self, data: Any) -> None:
         """Stage ``data`` and flush the row in one call; on error, neither is done.
 
         Raises:
@@ -1763,7 +1860,7 @@ class Table:
             )
         run.claim()
 
-    def _merge(self, data: Mapping[str, Any]) -> list[Any]:
+    def _merge(self, data: Any) -> list[Any]:
         """Return the working row with ``data`` in it, converted."""
         values = self._staged.copy()
         name = value = None
@@ -1774,9 +1871,7 @@ class Table:
                 values[i] = convert(value)
         except Exception as err:
             if not isinstance(data, Mapping):
-                raise SchemaError(
-                    f"a row is a dict, column to value; got {data!r}"
-                ) from None
+                return self._merge(_as_row(data))
             raise self._refusal(name, value, err) from err
         return values
 
@@ -1809,7 +1904,9 @@ class Table:
                 f"{', '.join(map(repr, missing))}; give one with update_row first"
             )
         run, schema, staged = self._run, self._schema, self._staged
-        writer = run.writers.get(self.name) or run.open_writer(self.name, schema)
+        writer = run.writers.get(self.name)
+        if writer is None or writer.header != schema.header:
+            writer = run.open_writer(self.name, schema)
         end, text = writer.end, b""
         object_paths: list[str] = []
         try:
@@ -1854,7 +1951,8 @@ class Table:
 
         Args:
             uid: The string in the column.
-            kwargs: Passed to ``torch.load`` (``map_location``, ``weights_only``, ...).
+            kwargs: Passed to ``torch.load`` (``map_location``, ...). As with PICKLE,
+                ``weights_only`` is False unless given.
         """
         return _load_pytorch_state(uid, self._objects_dir, **kwargs)
 
@@ -2233,6 +2331,8 @@ class EventWriter:
     ``comet_config`` and further arguments have no meaning here and change nothing.
     """
 
+    _pid = 0  # of no process: close() does nothing where __init__ has failed
+
     def __init__(
         self, logdir: str | os.PathLike[str] | None = None, comment: str = "",
         purge_step: int | None = None, max_queue: int = 10, flush_secs: float = 120,
@@ -2249,12 +2349,12 @@ class EventWriter:
         self._default_step: Any = 0  # this and the next: see use_metadata
         self._default_time: float | None = None
         self._sub_writers: dict[str, EventWriter] = {}  # by logdir, of add_scalars
-        self._pid = os.getpid()
         self._lock = threading.RLock()
         self._is_writing = False
         self._path = ""
         self._fd = -1
         self._size = -1  # bytes of whole records; -1: no file, or its end is unknown
+        self._pid = os.getpid()
 
     def _resolve(self, global_step: Any, walltime: float | None) -> tuple[float, int]:
         """Wall time and step of an event."""
@@ -2354,8 +2454,8 @@ class EventWriter:
             os.close(self._fd)
         self._fd = self._size = -1
 
-    def __del__(self) -> None:
-        with contextlib.suppress(AttributeError):  # __init__ may have failed
+    def __del__(self, is_late: Any = sys.is_finalizing) -> None:
+        if not is_late():  # else names that close() needs may be None
             self.close()
 
     def __enter__(self) -> EventWriter:
@@ -2374,6 +2474,28 @@ class EventWriter:
     def get_logdir(self) -> str:
         """Return the directory of the event files."""
         return self.logdir
+
+    @property
+    def file_writer(self) -> EventWriter:
+        """This writer, by the name of what takes protobuf messages elsewhere."""
+        return self
+
+    def _get_file_writer(self) -> EventWriter:
+        return self
+
+    def add_summary(
+        self, summary: Any, global_step: Any = None, walltime: float | None = None
+    ) -> None:
+        """Log a protobuf ``Summary``."""
+        self._add(summary.SerializeToString(), global_step, walltime)
+
+    def add_event(
+        self, event: Any, step: Any = None, walltime: float | None = None
+    ) -> None:
+        """Log a protobuf ``Event``, at its own step unless one is given."""
+        wall_time, step = self._resolve(event.step if step is None else step, walltime)
+        end = _pb_double(1, wall_time) + _pb_int(2, step)  # the last of a field counts
+        self._append(_encode_record(event.SerializeToString() + end))
 
     @contextlib.contextmanager
     def use_metadata(
@@ -2740,6 +2862,25 @@ class EventWriter:
 ###############################################################################
 
 
+class _Lookup(Mapping[str, Any]):
+    """What there is by name, found and made when it is asked for."""
+
+    def __init__(self, names: Callable[[], list[str]], get: Any) -> None:
+        self._names, self._get = names, get
+
+    def __getitem__(self, name: str) -> Any:
+        return self._get(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names())
+
+    def __len__(self) -> int:
+        return len(self._names())
+
+    def __repr__(self) -> str:
+        return f"<{', '.join(map(_printable, self)) or 'none'}>"
+
+
 class Store:
     """One run: a directory with tables, an event writer and room for files.
 
@@ -2749,6 +2890,8 @@ class Store:
     Attributes:
         path: The run's directory, absolute.
         exp_id: Its last component.
+        save_dir: A directory in it for files of your own.
+        tb_dir: The directory of its event files.
     """
 
     OBJECT = OBJECT
@@ -2768,8 +2911,8 @@ class Store:
         the one writer is whoever first writes.
 
         Args:
-            storage_folder: Directory of runs; made if it is not there.
-            exp_id: The run's directory in it. Defaults to a random uuid.
+            storage_folder: Directory of runs, made if it is not there; ``~`` is home.
+            exp_id: The run's directory in it. None or "" takes a random uuid.
             new: Insist that there is no such run yet.
             mode: ``a`` to read and append; ``r`` to read, which makes nothing;
                 ``w`` to begin the run afresh: its tables, their objects and its event
@@ -2782,15 +2925,21 @@ class Store:
         """
         if mode not in ("a", "r", "w"):
             raise ValueError(f"mode must be 'a', 'r' or 'w', got {mode!r}")
-        exp_id = str(uuid.uuid4()) if exp_id is None else exp_id
-        is_name = isinstance(exp_id, str) and exp_id not in ("", ".", "..")
+        exp_id = str(uuid.uuid4()) if exp_id in (None, "") else exp_id
+        is_name = isinstance(exp_id, str) and exp_id not in (".", "..")
         if not is_name or {"/", os.sep, "\0"} & set(exp_id):
-            raise ValueError(f"exp_id must be the name of a directory, got {exp_id!r}")
+            raise ValueError(
+                f"exp_id must be the name of one directory, got {exp_id!r}; put what "
+                "comes before its last / into storage_folder"
+            )
         self.exp_id = exp_id
-        self.path = os.path.join(os.path.abspath(storage_folder), exp_id)
+        folder = os.path.abspath(os.path.expanduser(storage_folder))
+        self.path = os.path.join(folder, exp_id)
+        self.save_dir = os.path.join(self.path, _SAVE_DIR)
+        self.tb_dir = os.path.join(self.path, _TENSORBOARD_DIR)
         self._run = _Run(self.path, mode)
         self._tables: dict[str, Table] = {}
-        self._writer: EventWriter | None = None
+        self._writer: Any = None if mode == "r" else EventWriter(self.tb_dir)
         exists = _is_run(self.path)
         if exists and new:
             raise StoreExistsError(
@@ -2800,6 +2949,12 @@ class Store:
             if not exists:
                 raise NotFoundError(f"there is no run of cox at {self.path}")
         elif not os.path.exists(self._run.store_path):
+            if mode == "a" and _list_tables(self.path):
+                _log.warning(
+                    "%s has no %s, but its tables are there, and go on. To begin the "
+                    'run afresh, open it with mode="w"',
+                    *(_printable(self.path), _STORE_NAME),
+                )
             self._run.create(new)
         if mode == "w":
             self._run.erase()
@@ -2807,6 +2962,22 @@ class Store:
     def __repr__(self) -> str:
         names = ", ".join(self.tables) or "none"
         return f"<Store {self.path}, mode {self._run.mode!r}, tables: {names}>"
+
+    def __str__(self) -> str:
+        tables = self.tables.items()
+        return "".join(f"-- Table: {_printable(n)} --\n{t}\n\n" for n, t in tables)
+
+    def __bool__(self) -> bool:
+        return True  # also without tables: programs ask `if store:`
+
+    def __len__(self) -> int:
+        return len(self.tables)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tables)
+
+    def __contains__(self, table_id: object) -> bool:
+        return table_id in self.tables
 
     def __reduce__(self) -> tuple[Any, ...]:
         mode = "r" if self._run.mode == "r" else "a"  # "w" would erase it again
@@ -2818,6 +2989,20 @@ class Store:
         if hasattr(self, "_run"):
             self._run.close_at_last(refusal="")
 
+    @classmethod
+    def read_from_running(
+        cls, storage_folder: str | os.PathLike[str], exp_id: str | None = None
+    ) -> Store:
+        """Open a run in mode ``r``, by folder and id or by its own path."""
+        if exp_id is None:
+            storage_folder, exp_id = os.path.split(os.path.abspath(storage_folder))
+        return cls(storage_folder, exp_id, mode="r")
+
+    def snapshot_copy(self) -> str:
+        """Do a :meth:`checkpoint`, and return the path of store.h5."""
+        self.checkpoint()
+        return self._run.store_path
+
     def __enter__(self) -> Store:
         return self
 
@@ -2825,12 +3010,19 @@ class Store:
         self.close()
 
     @property
-    def tables(self) -> list[str]:
-        """Names of the run's tables, sorted."""
-        return sorted(_read_headers(self.path))
+    def tables(self) -> Mapping[str, Table]:
+        """The run's tables by name, sorted; a view, so always as they are now."""
+        return _Lookup(lambda: sorted(_read_headers(self.path)), self.get_table)
+
+    @property
+    def keys(self) -> Collection[str]:
+        """The names of the run's tables."""
+        return self.tables.keys()
 
     def add_table(self, table_name: str, schema: Mapping[str, Any]) -> Table:
         """Make a table; if it is there with the same schema, open it to go on.
+
+        A table that has no rows yet may be made again with another schema.
 
         Args:
             table_name: Any name.
@@ -2839,24 +3031,32 @@ class Store:
                 ``PYTORCH_STATE``.
 
         Raises:
-            SchemaError: A type is none of these, or the table exists with
+            SchemaError: A type is none of these, or the table has rows, and
                 another schema. Nothing was made.
         """
         table = Table(table_name, schema, self._run.objects_dir, self)
-        return self._tables.setdefault(table_name, table)
+        known = self._tables.setdefault(table_name, table)
+        if known.schema != table.schema:  # it had no rows, and was made again
+            self._tables[table_name] = known = table
+        return known
 
     def add_table_like_example(
-        self, table_name: str, example: Mapping[str, Any], alternative: str = OBJECT
+        self, table_name: str, example: Any, alternative: str = OBJECT
     ) -> Table:
         """Make a table whose columns fit an example row.
 
         Args:
             table_name: Any name.
-            example: Column name to value; only the types of the values matter.
+            example: A row as for :meth:`Table.update_row`, for the types of its values.
             alternative: How to store columns of values that are no number, str or
                 bool: ``OBJECT``, ``PICKLE`` or ``PYTORCH_STATE``.
         """
-        return self.add_table(table_name, schema_from_dict(example, alternative))
+        schema = schema_from_dict(example, alternative)
+        with contextlib.suppress(NotFoundError):
+            # columns of objects take any value; the original put numpy scalars there
+            there = self.get_table(table_name).schema.items()
+            schema |= {n: t for n, t in there if t == alternative and n in schema}
+        return self.add_table(table_name, schema)
 
     def get_table(self, table_id: str) -> Table:
         """Return a table, also one that another process has added meanwhile.
@@ -2877,48 +3077,51 @@ class Store:
     __getitem__ = get_table
 
     @property
-    def writer(self) -> EventWriter:
-        """The run's event writer, with the methods of tensorboardX's SummaryWriter."""
-        if self._writer is None:
-            if self._run.refusal:
-                self._run.claim()  # raises
-            with self._run.lock:
-                logdir = os.path.join(self.path, _TENSORBOARD_DIR)
-                self._writer = self._writer or EventWriter(logdir)
+    def writer(self) -> Any:
+        """The run's event writer, like tensorboardX's; another may be assigned."""
+        if self._writer is None and self._run.mode == "r":
+            raise _NoWriterError(f"{self.path} may not be written: {self._run.refusal}")
         return self._writer
+
+    @writer.setter
+    def writer(self, writer: Any) -> None:
+        self._writer = writer
 
     tensorboard = writer
 
     def log_table_and_tb(
         self,
         table_name: str,
-        update_dict: Mapping[str, Any],
+        update_dict: Any,
         summary_type: str = "scalar",
+        step: int | None = None,
     ) -> None:
         """Stage values in a table's working row and write them as events.
 
-        The tags are ``<table>/<column>``, the step is the index that the row will
-        have in the table. If a value is refused, nothing is staged or written.
+        The tags are ``<table>/<column>``. If a value is refused, nothing is staged or
+        written.
 
         Args:
             table_name: Table to stage the values in.
-            update_dict: Column name to value.
+            update_dict: Column name to value, as for :meth:`Table.update_row`.
             summary_type: The event writer's method without its ``add_``.
+            step: The events' step; None is the index of the row in the table.
         """
-        method, writer = f"add_{summary_type}", self.writer
-        if not hasattr(EventWriter, method):
+        row, writer, method = _as_row(update_dict), self.writer, f"add_{summary_type}"
+        if not hasattr(writer, method):
             raise ValueError(f"summary_type {summary_type!r}: there is no {method}()")
 
-        def log_events(step: int) -> None:
-            if method == "add_scalar":
-                writer._add_scalar_row(table_name, update_dict, step)
+        def log_events(index: int) -> None:
+            at_step = index if step is None else step
+            if method == "add_scalar" and isinstance(writer, EventWriter):
+                writer._add_scalar_row(table_name, row, at_step)
                 return
-            check = EventWriter(writer.logdir, write_to_disk=False)
+            check = EventWriter(self.tb_dir, write_to_disk=False)
             for target in (check, writer):  # all are refused or none
-                for name, value in update_dict.items():
-                    getattr(target, method)(f"{table_name}/{name}", value, step)
+                for name, value in row.items():
+                    getattr(target, method)(f"{table_name}/{name}", value, at_step)
 
-        self.get_table(table_name)._stage(update_dict, log_events)
+        self.get_table(table_name)._stage(row, log_events)
 
     def checkpoint(self) -> None:
         """Wait until all rows are on the disk, and write store.h5 anew.
@@ -2941,7 +3144,7 @@ class Store:
         Raises:
             StorageError: The disk refused. No row is lost; close() may be repeated.
         """
-        if self._writer is not None:
+        if isinstance(self._writer, EventWriter):  # else it is the caller's own
             self._writer.close()
         for table in self._tables.values():
             if table._staged != table._schema.blank:
@@ -3026,7 +3229,7 @@ class CollectionReader:
         """
         if mode not in ("a", "r", "w"):
             raise ValueError(f"mode must be 'a', 'r' or 'w', got {mode!r}")
-        self.directory = os.path.abspath(directory)
+        self.directory = os.path.abspath(os.path.expanduser(directory))
         self._mode = "r" if mode == "r" else "a"
         self._executor = executor
         self._stores: dict[str, Store] = {}
@@ -3061,6 +3264,10 @@ class CollectionReader:
             f"tables: {', '.join(self.tables) or 'none'}>"
         )
 
+    def __str__(self) -> str:
+        schemas = self.schemas.items()
+        return "\n".join(f"-- Table: {n} --\n{s.keys()}" for n, s in schemas)
+
     def __enter__(self) -> CollectionReader:
         return self
 
@@ -3071,6 +3278,17 @@ class CollectionReader:
     def tables(self) -> list[str]:
         """Names of the tables that the runs had when they were listed, sorted."""
         return sorted(self._headers)
+
+    @property
+    def schemas(self) -> dict[str, dict[str, Any]]:
+        """The schema of each table; where runs differ, that of the first."""
+        headers = {name: next(iter(self._headers[name])) for name in self.tables}
+        return {name: dict(_decode_header(h).types) for name, h in headers.items()}
+
+    @property
+    def stores(self) -> Mapping[str, Store]:
+        """The runs by id, each opened when it is asked for."""
+        return _Lookup(lambda: self.exp_ids, self.get_store)
 
     def close(self) -> None:
         """Close the stores that :meth:`get_store` has opened."""
@@ -3092,11 +3310,12 @@ class CollectionReader:
         union_schemas: bool = False,
         exp_filter: Callable[[str], bool] | None = None,
         skip_errors: bool = False,
+        ignore_index: bool = False,
     ) -> pd.DataFrame:
         """Read one table of every run, as it is now, into one frame.
 
         Args:
-            key: Name of the table. Runs that lack it are named in a warning.
+            key: Name of the table. A warning names runs that have others only.
             append_exp_id: Add a last column ``exp_id``.
             keep_serialized: OBJECT, PICKLE and PYTORCH_STATE columns to leave as the
                 stored strings. All others are unpickled, which may run code of
@@ -3105,6 +3324,7 @@ class CollectionReader:
                 instead of raising.
             exp_filter: Called with each exp_id; takes the run if it returns true.
             skip_errors: Leave out runs that cannot be read, with a warning.
+            ignore_index: Make the index 0 to n-1.
 
         Returns:
             Frame with the rows of all runs, in order of exp_id. The index counts
@@ -3114,6 +3334,7 @@ class CollectionReader:
             NotFoundError: No run has this table.
             SchemaError: Columns differ between runs.
             CorruptError: A run cannot be read.
+            CoxError: An object in a run cannot be decoded.
         """
         exp_ids = [e for e in self.exp_ids if exp_filter is None or exp_filter(e)]
         if isinstance(keep_serialized, str):
@@ -3132,12 +3353,14 @@ class CollectionReader:
             is_kept = ~np.isin(sources, list(errors))
             frames.append(frame[is_kept] if errors else frame)
             positions.append(sources[is_kept])
-        if len(frames) == 1:
-            return frames[0]
-        order = np.argsort(np.concatenate(positions), kind="stable")
-        joined: pd.DataFrame = pd.concat(frames).iloc[order]
-        if append_exp_id:  # last, also behind columns that only later runs have
-            joined["exp_id"] = joined.pop("exp_id")
+        joined: pd.DataFrame = frames[0]
+        if len(frames) > 1:
+            order = np.argsort(np.concatenate(positions), kind="stable")
+            joined = pd.concat(frames).iloc[order]
+            if append_exp_id:  # last, also behind columns that only later runs have
+                joined["exp_id"] = joined.pop("exp_id")
+        if ignore_index:
+            joined.index = pd.RangeIndex(len(joined))
         return joined
 
     def _read_groups(self, key: str, exp_ids: list[str], skip: bool) -> list[_Rows]:
@@ -3154,7 +3377,10 @@ class CollectionReader:
                 f"no run of {len(exp_ids)} in {self.directory} has a table {key!r}. "
                 f"Tables: {_shorten(self.tables) or 'none'}"
             )
-        if lacking:
+        # a run without any table has only begun
+        if lacking := [
+            e for e in lacking if _list_tables(os.path.join(self.directory, e)) != []
+        ]:
             _log.warning(
                 "%d of %d runs in %s have no table %r: %s",
                 *(len(lacking), len(exp_ids), self.directory, key, _shorten(lacking)),
@@ -3234,14 +3460,13 @@ class CollectionReader:
 
 
 def _decoding_error(exp_id: str, name: str, kind: str, err: Exception) -> CoxError:
-    where = f"column {name!r} of run {exp_id}"
-    remedy = f"pass keep_serialized=[{name!r}] to get the stored strings"
-    if kind == PYTORCH_STATE and isinstance(err, ImportError):
-        return CoxError(
-            f"{where} holds PyTorch states and torch cannot be imported ({err}); "
-            f"install torch, or {remedy}"
-        )
-    return CorruptError(f"{where} cannot be decoded: {err!r}; {remedy}")
+    needs_torch = kind == PYTORCH_STATE and isinstance(err, ImportError)
+    return CoxError(
+        f"column {name!r} of run {_printable(exp_id)} cannot be decoded; "
+        f"{'install torch' if needs_torch else 'import what its objects need'}, or "
+        f"pass keep_serialized=[{name!r}] to get the stored strings. The cause: "
+        + _printable(" ".join(f"{type(err).__name__}: {err}".split()))
+    )
 
 
 ###############################################################################
@@ -3652,6 +3877,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 # for `python -m cox.tensorboard_view`; they work in a vendored copy too.
 
 
+# Names that programs import although they were never documented.
+_ALIASES: Final[Mapping[str, Any]] = {
+    "STORE_BASENAME": _STORE_NAME,
+    "SAVE_DIR": _SAVE_DIR,
+    "TENSORBOARD_DIR": _TENSORBOARD_DIR,
+    "TABLE_OBJECT_DIR": _OBJECTS_DIR,
+    "COX_DATA_KEY": "COX_DATA",
+    "_clean_dict": lambda row, schema: {  # numbers out of 0-d tensors
+        n: v if isinstance(schema[n], str) else _scalar(v) for n, v in row.items()
+    },
+    "main": tensorboard_main,
+}
+
+
 def _register_submodules() -> None:
     for name in ("store", "readers", "utils", "tensorboard_view"):
         full_name = f"{__name__}.{name}"
@@ -3659,7 +3898,7 @@ def _register_submodules() -> None:
         module.__path__ = []  # runpy warns of a plain module that is imported already
         module.__spec__ = importlib.util.spec_from_file_location(full_name, __file__)
         vars(module).update({public: globals()[public] for public in __all__})
-        vars(module)["main"] = tensorboard_main
+        vars(module).update(_ALIASES)
         sys.modules[full_name] = globals()[name] = module
 
 
