@@ -388,8 +388,8 @@ def _number(value: Any) -> Any:
     return value.item() if is_single else value
 
 
-def _to_float(value: Any, code: str = "d") -> float:
-    if type(value) is float and code == "d":  # on the way of every row
+def _to_float(value: Any, code: str = "<d") -> float:
+    if type(value) is float and code == "<d":  # on the way of every row
         return value
     value = _number(value)
     if value is None:
@@ -476,7 +476,7 @@ class _Kind(NamedTuple):
 def _numpy_kind(code: str) -> _Kind:
     dtype = np.dtype(code)
     if dtype.kind == "f":
-        return _Kind(dtype.type, functools.partial(_to_float, code=code), code)
+        return _Kind(dtype.type, functools.partial(_to_float, code=f"<{code}"), code)
     limits = np.iinfo(dtype)
     low, high = int(limits.min), int(limits.max)
     return _Kind(dtype.type, functools.partial(_to_int, low=low, high=high), code)
@@ -1969,6 +1969,12 @@ class Table:
 # that values of one Event are joined by +.
 
 
+def _expect(value: Any, attribute: str, what: str) -> Any:
+    if not hasattr(value, attribute):
+        raise TypeError(f"expected {what}, got {value!r:.80}")
+    return value
+
+
 def _as_array(value: Any) -> npt.NDArray[Any]:
     """Take numbers from numpy, torch (any device), jax, lists; imports none of them."""
     if isinstance(value, (list, tuple)) and value and hasattr(value[0], "detach"):
@@ -2167,9 +2173,10 @@ def _encode_hparams(
 def _encode_layout(layout: Mapping[str, Mapping[str, Sequence[Any]]]) -> bytes:
     """Value for the CUSTOM SCALARS tab: ``{category: {title: [kind, tags]}}``."""
     encoded = b""
-    for category, charts in layout.items():
+    for category, charts in _expect(layout, "items", "a dict of dicts").items():
         message = _pb_bytes(1, category)
-        for title, (kind, tags) in charts.items():
+        for title, (kind, tags) in _expect(charts, "items", "a dict").items():
+            _expect(tags, "__len__", "a list of tags")
             if kind == "Multiline":
                 chart = _pb_bytes(2, b"".join(_pb_bytes(1, tag) for tag in tags))
             elif kind == "Margin" and len(tags) == 3:  # value, lower, upper
@@ -2487,12 +2494,14 @@ class EventWriter:
         self, summary: Any, global_step: Any = None, walltime: float | None = None
     ) -> None:
         """Log a protobuf ``Summary``."""
+        _expect(summary, "SerializeToString", "a protobuf Summary")
         self._add(summary.SerializeToString(), global_step, walltime)
 
     def add_event(
         self, event: Any, step: Any = None, walltime: float | None = None
     ) -> None:
         """Log a protobuf ``Event``, at its own step unless one is given."""
+        _expect(event, "SerializeToString", "a protobuf Event")
         wall_time, step = self._resolve(event.step if step is None else step, walltime)
         end = _pb_double(1, wall_time) + _pb_int(2, step)  # the last of a field counts
         self._append(_encode_record(event.SerializeToString() + end))
@@ -2537,7 +2546,7 @@ class EventWriter:
         wall_time, step = self._resolve(global_step, walltime)
         records = {
             tag: _encode_scalar(main_tag, _as_float(value), wall_time, step)
-            for tag, value in tag_scalar_dict.items()
+            for tag, value in _expect(tag_scalar_dict, "items", "a dict").items()
         }
         for tag, record in records.items():
             self._get_sub_writer(f"{main_tag}/{tag}")._append(record)
@@ -2688,7 +2697,7 @@ class EventWriter:
         figures = figure if isinstance(figure, (list, tuple)) else [figure]
         images = []
         for item in figures:
-            shown = item.canvas
+            shown = _expect(item, "canvas", "matplotlib figures").canvas
             canvas: Any = FigureCanvasAgg(item)  # takes the place of the one shown
             canvas.draw()
             images.append(np.asarray(canvas.buffer_rgba())[..., :3])
@@ -2761,11 +2770,9 @@ class EventWriter:
         They belong to this run, or to a sub-run called ``name`` (torch: ``run_name``).
         TensorBoard takes a run's first ones and finds their domain by itself.
         """
-        if not (isinstance(hparam_dict, Mapping) and isinstance(metric_dict, Mapping)):
-            raise TypeError("hparam_dict and metric_dict must be dicts")
         wall_time, step = self._resolve(global_step, None)
-        values = _encode_hparams(hparam_dict, "", wall_time)
-        for tag, value in metric_dict.items():
+        values = _encode_hparams(_expect(hparam_dict, "items", "dicts"), "", wall_time)
+        for tag, value in _expect(metric_dict, "items", "dicts").items():
             values += _encode_value(tag, _pb_float(2, _as_float(value)))
         name = name or run_name
         (self._get_sub_writer(name) if name else self)._add(values, step, wall_time)
@@ -2976,9 +2983,6 @@ class Store:
     def __iter__(self) -> Iterator[str]:
         return iter(self.tables)
 
-    def __contains__(self, table_id: object) -> bool:
-        return table_id in self.tables
-
     def __reduce__(self) -> tuple[Any, ...]:
         mode = "r" if self._run.mode == "r" else "a"  # "w" would erase it again
         return Store, (os.path.dirname(self.path), self.exp_id, False, mode)
@@ -3077,11 +3081,12 @@ class Store:
     __getitem__ = get_table
 
     @property
-    def writer(self) -> Any:
+    def writer(self) -> EventWriter:
         """The run's event writer, like tensorboardX's; another may be assigned."""
         if self._writer is None and self._run.mode == "r":
             raise _NoWriterError(f"{self.path} may not be written: {self._run.refusal}")
-        return self._writer
+        writer: EventWriter = self._writer
+        return writer
 
     @writer.setter
     def writer(self, writer: Any) -> None:
@@ -3884,8 +3889,8 @@ _ALIASES: Final[Mapping[str, Any]] = {
     "TENSORBOARD_DIR": _TENSORBOARD_DIR,
     "TABLE_OBJECT_DIR": _OBJECTS_DIR,
     "COX_DATA_KEY": "COX_DATA",
-    "_clean_dict": lambda row, schema: {  # numbers out of 0-d tensors
-        n: v if isinstance(schema[n], str) else _scalar(v) for n, v in row.items()
+    "_clean_dict": lambda d, schema: {  # numbers out of 0-d tensors
+        n: v if isinstance(schema[n], str) else _scalar(v) for n, v in d.items()
     },
     "main": tensorboard_main,
 }

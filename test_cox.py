@@ -6,11 +6,15 @@ by its documentation, not through cox; every test that writes ends with them.
 
 from __future__ import annotations
 
+import argparse
+import ast
 import base64
 import contextlib
 import copy
+import dataclasses
 import errno
 import gc
+import inspect
 import io
 import itertools
 import json
@@ -42,6 +46,8 @@ import warnings
 import wave
 import zlib
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from decimal import Decimal
+from fractions import Fraction
 from urllib.parse import unquote
 
 import numpy as np
@@ -541,6 +547,59 @@ def test_parameters_can_be_copied(copied):
         _ = parameters.__array__
 
 
+def test_parameters_are_a_view_of_their_dictionary():
+    given = {"lr": 0.1, "Arch": None}
+    parameters = cox.Parameters(given)
+    assert vars(parameters) == {"params": given}
+    assert parameters.as_dict() is parameters.params is given
+    parameters.ARCH, parameters.NewName = "resnet18", 3
+    del parameters.LR
+    assert given == {"Arch": "resnet18", "newname": 3}
+    assert (parameters.arch, parameters.NewName, parameters.lr) == ("resnet18", 3, None)
+    assert [*parameters] == ["Arch", "newname"]
+    assert len(parameters) == 2
+    assert "Arch" in parameters
+    assert "lr" not in parameters
+    assert json.loads(str(parameters)) == given
+    assert "PosixPath" in str(cox.Parameters({"path": pathlib.PosixPath("a")}))
+    with pytest.raises(KeyError):
+        del parameters.missing
+    with pytest.raises(ValueError, match="case"):
+        cox.Parameters({"lr": 1, "LR": 2})
+
+
+def test_parameters_that_the_original_pickled_are_opened():
+    # their state is the dictionary itself
+    head = b"\x80\x04\x8c\x09cox.utils\x8c\x0aParameters\x93)\x81"
+    assert pickle.loads(head + b"}\x8c\x02aBK\x01sb.").as_dict() == {"aB": 1}
+    assert pickle.loads(head + b"}\x8c\x06paramsK\x01sb.").as_dict() == {"params": 1}
+    assert pickle.loads(head + b"}b.").as_dict() == {}
+
+
+def test_a_copy_of_parameters_is_its_own():
+    parameters = cox.Parameters({"lr": 0.1})
+    copied = copy.copy(parameters)
+    copied.lr = 1
+    assert parameters.lr == 0.1
+
+
+def test_override_json_makes_parameters_of_parameters(tmp_path):
+    path = tmp_path / "args.json"
+    path.write_text(json.dumps({"lr": 0.5, "arch": "resnet18"}))
+    given = {"lr": None, "Arch": "vgg", "config_path": str(path)}
+    args = cox.utils.override_json(cox.Parameters(given), str(path))
+    assert isinstance(args, cox.Parameters)
+    assert args.as_dict() == given | {"lr": 0.5}
+    assert given["lr"] is None
+    given["arch"] = given.pop("Arch")
+    args = cox.utils.override_json(cox.Parameters(given), str(path), True)
+    assert args.lr == 0.5
+    del given["config_path"]
+    path.write_text(json.dumps({"lr": 0.5, "arch": "x", "config_path": "y"}))
+    args = cox.utils.override_json(cox.Parameters(given), str(path), True)
+    assert args.config_path == "y"
+
+
 @pytest.mark.parametrize("names", [["lr"], ["lr", "epochs", "new"], ["lr", "epochs"]])
 def test_override_json_fills_in_what_is_none(tmp_path, names):
     path = tmp_path / "args.json"
@@ -586,6 +645,19 @@ def test_obj_to_string_and_back():
     back = cox.utils.string_to_obj(text)
     assert back["a"] == value["a"]
     assert back["b"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, 3, 1.5, b"gAROLg==", "text", "gA", "gA\xe9", "gAAAAA", [1]],
+    ids=repr,
+)
+def test_what_is_no_string_of_an_object_comes_back_as_it_is(value):
+    once = cox.utils.string_to_obj(cox.utils.obj_to_string(value))
+    for decode in (cox.utils.string_to_obj, cox.store.Table.get_object):
+        assert decode(value) == value == decode(once)
+        assert decode("") is None
+        assert decode("gAROLg==\n") is None  # the original ends it in a newline
 
 
 ###############################################################################
@@ -710,6 +782,19 @@ class Scalar0d:
         return self.value
 
 
+class Number:
+    """A number of someone else's making."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __float__(self):
+        return float(self.value)
+
+    def __int__(self):
+        return int(self.value)
+
+
 TAKEN = {
     "whole-float-into-int": (int, 3.0, 3),
     "whole-float32-into-int": (int, np.float32(3), 3),
@@ -721,6 +806,19 @@ TAKEN = {
     "int8-into-float": (float, np.int8(-1), -1.0),
     "0d-array-into-float": (float, np.array(0.5), 0.5),
     "0d-tensor-into-float": (float, Scalar0d(0.5), 0.5),
+    "text-into-float": (float, "0.5", 0.5),
+    "infinity-as-text-into-float": (float, "-Infinity", -math.inf),
+    "Decimal-into-float": (float, Decimal("0.25"), 0.25),
+    "infinite-Decimal-into-float": (float, Decimal("inf"), math.inf),
+    "Fraction-into-float": (float, Fraction(1, 4), 0.25),
+    "__float__-into-float": (float, Number(2.5), 2.5),
+    "array-of-one-into-float": (float, np.array([[0.5]]), 0.5),
+    "text-into-int": (int, "3", 3),
+    "Decimal-into-int": (int, Decimal(3), 3),
+    "Fraction-into-int": (int, Fraction(6, 2), 3),
+    "array-of-one-into-int": (int, np.array([3]), 3),
+    "text-into-float32": (np.float32, "0.1", np.float32(0.1)),
+    "array-of-one-into-bool": (bool, np.array([True]), True),
     "1-into-bool": (bool, 1, True),
     "0-into-bool": (bool, 0, False),
     "bool_-into-bool": (bool, np.bool_(True), True),
@@ -757,12 +855,19 @@ REFUSED = {
     "huge-int-into-int": (int, 1, 10**5000),
     "nan-into-int": (int, 1, float("nan")),
     "inf-into-int": (int, 1, float("inf")),
-    "text-into-int": (int, 1, "3"),
+    "fraction-as-text-into-int": (int, 1, "3.7"),
+    "Decimal-into-int": (int, 1, Decimal("3.7")),
+    "Fraction-into-int": (int, 1, Fraction(7, 2)),
+    "0.5-in-an-array-into-int": (int, 1, np.array([0.5])),
+    "truncating-__int__-into-int": (int, 1, Number(3.7)),
     "None-into-int": (int, 1, None),
     "list-into-int": (int, 1, [1]),
     "array-into-int": (int, 1, np.array([1, 2])),
     "complex-into-int": (int, 1, 1 + 0j),
-    "text-into-float": (float, 1.0, "1.0"),
+    "words-into-float": (float, 1.0, "one"),
+    "no-text-into-float": (float, 1.0, ""),
+    "too-big-text-into-float": (float, 1.0, "1e999"),
+    "too-big-Decimal-into-float": (float, 1.0, Decimal("1e999")),
     "None-into-float": (float, 1.0, None),
     "complex-into-float": (float, 1.0, 1j),
     "array-into-float": (float, 1.0, np.zeros(3)),
@@ -775,11 +880,14 @@ REFUSED = {
     "-1-into-uint8": (np.uint8, 1, -1),
     "2**64-into-uint64": (np.uint64, 1, 2**64),
     "fraction-into-uint16": (np.uint16, 1, np.float64(1.5)),
-    "text-into-float32": (np.float32, 1, "1"),
+    "too-big-text-into-float32": (np.float32, 1, "1e40"),
     "2-into-bool_": (np.bool_, True, 2),
     "no-text-into-str": (str, "x", Unprintable()),
     "lock-into-OBJECT": (OBJECT, "x", threading.Lock()),
     "lock-into-PICKLE": (PICKLE, "x", threading.Lock()),
+    "lambda-into-OBJECT": (OBJECT, "x", {"f": lambda: 0}),
+    "lambda-into-PICKLE": (PICKLE, "x", lambda: 0),
+    "local-class-into-PICKLE": (PICKLE, "x", type("Local", (), {})()),
 }
 
 
@@ -799,6 +907,12 @@ def test_a_refused_value_changes_nothing(store, out, kind, good, bad):
     assert pd.notna(table.df["x"][0])
 
 
+@dataclasses.dataclass(slots=True)
+class Loss:
+    loss: float = 1.0
+    note: str = "x"
+
+
 REFUSED_ROWS = {
     "unknown-column": (lambda table: table.update_row({"los": 1}), "loss"),
     "append-unknown": (lambda table: table.append_row({"los": 1}), "loss"),
@@ -806,6 +920,7 @@ REFUSED_ROWS = {
     "flush-incomplete": (lambda table: table.flush_row(), "acc"),
     "column-not-text": (lambda table: table.update_row({3: 1}), "3"),
     "a-list": (lambda table: table.update_row([("loss", 1)]), "a row is a dict"),
+    "a-type": (lambda table: table.append_row(Loss), "a row is a dict"),
     "append-None": (lambda table: table.append_row(None), "a row is a dict"),
 }
 
@@ -864,6 +979,39 @@ def test_schema_from_dict_takes_types_from_values(store):
     assert table.get_pickle(table.df["o"][0]) == [1, 2]
 
 
+ROWS = {
+    "dict": {"loss": 1.0, "note": "x"},
+    "Parameters": cox.Parameters({"loss": 1.0, "note": "x"}),
+    "Namespace": argparse.Namespace(loss=1.0, note="x"),
+    "dataclass": Loss(),
+}
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_a_row_may_be_a_dict_parameters_a_namespace_or_a_dataclass(store, row):
+    assert cox.schema_from_dict(row) == {"loss": float, "note": str}
+    store.add_table_like_example("t", row).append_row(row)
+    store["t"].update_row(row)
+    store["t"].flush_row()
+    store.add_table("u", {"loss": float, "note": str})
+    store.log_table_and_tb("u", argparse.Namespace(loss=0.5))
+    store["u"].append_row({"note": "y"})
+    assert store["t"].df.values.tolist() == [[1.0, "x"]] * 2
+    assert [value.tag for value in read_values(store.tb_dir)] == ["u/loss"]
+
+
+def test_a_table_of_numpy_scalars_begun_on_the_original_goes_on(out):
+    frame = pd.DataFrame({"lr": [cox.utils.obj_to_string(np.float32(0.5))]})
+    frame["n"] = 1
+    make_original_store(out / "run", t=({"lr": OBJECT, "n": int}, frame))
+    row = {"lr": np.float32(0.25), "n": 2}
+    with Store(out, "run") as store:
+        store.add_table_like_example("t", row).append_row(row)
+        with pytest.raises(CoxError, match="'t'"):
+            store.add_table_like_example("t", row | {"n": "text"})
+    assert CollectionReader(out).df("t")["lr"].tolist() == [0.5, 0.25]
+
+
 def test_kinds_of_serialization_are_known_by_their_documented_names():
     for owner in (cox, cox.store, Store):
         names = owner.OBJECT, owner.PICKLE, owner.PYTORCH_STATE
@@ -886,7 +1034,29 @@ def test_torch_state_and_scalars_come_back(out):
         assert all(torch.equal(loaded[key], state[key]) for key in state)
 
 
-def test_without_torch_the_error_names_the_column_and_both_ways_out(out, monkeypatch):
+def test_a_pytorch_state_may_hold_and_be_more_than_tensors(out):
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    args = argparse.Namespace(lr=np.float32(0.5))
+    with Store(out, "run") as store:
+        table = store.add_table("t", dict.fromkeys("mop", PYTORCH_STATE) | {"x": float})
+        row = {"m": model, "o": optimizer, "p": args, "x": torch.tensor([[0.5]])}
+        table.append_row(row)
+        frame = table.df
+        assert torch.equal(table.get_state_dict(frame["m"][0])["bias"], model.bias)
+        with pytest.raises(pickle.UnpicklingError):
+            table.get_state_dict(frame["p"][0], weights_only=True)
+        with pytest.raises(CoxError, match="'m' of table 't'"):
+            table.update_row({"m": {"f": lambda: 0}})
+    [row] = CollectionReader(out).df("t").to_dict("records")
+    assert row["o"]["param_groups"][0]["lr"] == 0.5
+    assert (row["p"], row["x"]) == (args, 0.5)
+
+
+def test_without_torch_the_error_names_the_column_and_both_ways_out(
+    out, monkeypatch, quiet
+):
     columns = {"state": PYTORCH_STATE}
     uid = str(uuid.uuid4())
     run = make_run(out, "run", t=(columns, [(uid,)]))
@@ -912,7 +1082,7 @@ ESCAPES = ["../evil", "../../out/run/evil", "", ".", "..", "a/b", "{evil}", "evi
 
 @pytest.mark.parametrize("kind", [PICKLE, PYTORCH_STATE])
 @pytest.mark.parametrize("uid", ESCAPES)
-def test_a_uid_that_points_elsewhere_is_refused(out, kind, uid, tmp_path):
+def test_a_uid_that_points_elsewhere_is_refused(out, kind, uid, tmp_path, quiet):
     evil = out / "run" / "evil"
     uid = uid.format(evil=evil)
     run = make_run(out, "run", t=({"x": kind}, [(uid,)]))
@@ -934,7 +1104,7 @@ def test_a_uid_that_points_elsewhere_is_refused(out, kind, uid, tmp_path):
 @given(
     rows=st.lists(st.tuples(numbers(np.int64), TEXT, st.floats(), TEXT), max_size=10)
 )
-def test_files_made_by_another_program_are_read_and_continued(tmp_path, rows):
+def test_files_made_by_another_program_are_read_and_continued(quiet, tmp_path, rows):
     columns = {"i": "int", "s": "str", "x": "float", "t": "str"}
     exp_id = str(uuid.uuid4())
     run = make_run(tmp_path, exp_id, t=(columns, rows))
@@ -1162,8 +1332,8 @@ def test_a_reader_is_not_disturbed_by_tables_that_come_and_go(run, monkeypatch):
     reader = Store(run.parent, "run", mode="r")
     table = reader["t"]
     monkeypatch.setattr(cox, "open", replace, raising=False)
-    assert reader.tables == []  # "u" came after they were listed
-    assert reader.tables == ["u"]
+    assert list(reader.tables) == []  # "u" came after they were listed
+    assert list(reader.tables) == ["u"]
     monkeypatch.setattr(cox, "open", make, raising=False)
     assert_logged(table.df, 2)
 
@@ -1525,7 +1695,7 @@ def test_a_store_h5_that_is_not_ours_any_more_is_kept_aside(run, change):
     assert_logged(exported(run)["t"], 4)
 
 
-def test_readers_do_not_open_store_h5_and_a_missing_one_is_made_again(run):
+def test_readers_do_not_open_store_h5_and_a_missing_one_is_made_again(run, quiet):
     (run / "store.h5").write_bytes(b"junk")
     assert_logged(Store(run.parent, "run", mode="r")["t"].df, 3)
     assert_logged(CollectionReader(run.parent).df("t"), 3)
@@ -2720,6 +2890,46 @@ def test_writer_that_is_dropped_closes_its_file(tmp_path):
     assert len(list(descriptors.iterdir())) == before
 
 
+def test_ready_made_messages_are_written(tmp_path):
+    summary = summary_pb2.Summary(value=[{"tag": "x", "simple_value": 0.5}])
+    event = event_pb2.Event(step=4, wall_time=1.0, summary=summary)
+    with cox.EventWriter(tmp_path) as writer:
+        files = writer.file_writer, writer._get_file_writer()
+        files[0].add_summary(summary)
+        files[1].add_summary(summary, 3)
+        files[0].add_event(event)
+        files[1].add_event(event, 5, 2.0)
+        for add in (writer.add_summary, writer.add_event):
+            with pytest.raises(TypeError, match="protobuf"):
+                add("x")
+    events = read_events(tmp_path)
+    assert [event.step for event in events] == [0, 3, 4, 5]
+    assert all(event.summary == summary for event in events)
+    assert abs(events[2].wall_time - time.time()) < 60
+    assert events[3].wall_time == 2.0
+
+
+NO_SUCH_VALUES = {
+    "figure": (lambda writer: writer.add_figure("x", 3), "figure"),
+    "figures": (lambda writer: writer.add_figure("x", [3]), "figure"),
+    "scalars": (lambda writer: writer.add_scalars("x", 3), "dict"),
+    "hparams": (lambda writer: writer.add_hparams({}, 3), "dict"),
+    "layout": (lambda writer: writer.add_custom_scalars(3), "dict"),
+    "layout-of-a-number": (lambda writer: writer.add_custom_scalars({"x": 3}), "dict"),
+    "tags": (lambda writer: writer.add_custom_scalars_multilinechart(3), "tags"),
+}
+
+
+@pytest.mark.parametrize(
+    ("add", "expected"), NO_SUCH_VALUES.values(), ids=NO_SUCH_VALUES
+)
+def test_a_value_of_another_kind_is_told_what_was_expected(tmp_path, add, expected):
+    pytest.importorskip("matplotlib")
+    with pytest.raises(TypeError, match=f"expected .*{expected}.*, got 3"):
+        add(cox.EventWriter(tmp_path))
+    assert os.listdir(tmp_path) == []
+
+
 ###############################################################################
 # Store
 ###############################################################################
@@ -2753,6 +2963,151 @@ def test_add_table_again_returns_it_or_refuses(run):
         table = store.add_table("t", dict(reversed(SCHEMA.items())))
         table.append_row({"note": "row 3", "i": 3})
         assert_logged(table.df, 4)
+
+
+def test_an_empty_table_is_made_again_with_another_schema(out):
+    with Store(out, "run") as store:
+        first = store.add_table("t", {"x": float})
+        second = store.add_table("t", SCHEMA)
+        assert store.add_table("t", SCHEMA) is store["t"] is second
+        log(store, 2)
+        with pytest.raises(CoxError, match="made anew"):
+            first.append_row({"x": 1})
+        with pytest.raises(CoxError, match=r"'t'.*has rows"):
+            store.add_table("t", {"x": float})
+        store.add_table("u", SCHEMA)
+        store.add_table("u", {"x": float}).append_row({"x": 0.5})
+    with Store(out, "run") as store:
+        assert_logged(store["t"].df, 2)
+        assert store["u"].df["x"].tolist() == [0.5]
+
+
+def _make_again(step, out):
+    steps = itertools.count(1)
+    store = Store(out, "run")
+    store.add_table("t", {"x": float, "s": str})
+
+    def around(call, name, *args):
+        if next(steps) == step:
+            os._exit(73)
+        return call(*args)
+
+    cox.os = Proxy(os, around)
+    store.add_table("t", SCHEMA)
+
+
+def test_death_while_an_empty_table_is_made_again_leaves_one_of_the_two(
+    tmp_path, child
+):
+    for step in itertools.count(1):
+        out = tmp_path / f"step{step}"
+        status = child(_make_again, step, out).end(0, 73)
+        with Store(out, "run") as store:
+            assert [*store["t"].schema] in (["x", "s"], ["i", "note"])
+            assert store["t"].nrows == 0
+            log(store, 2)
+        if status == 0:
+            break
+    assert step > 5
+
+
+def test_tables_are_a_live_mapping(run):
+    with Store(run.parent, "run") as store:
+        tables_ = store.tables
+        assert [*tables_] == [*store.keys] == [*store] == ["other", "t"]
+        assert_logged(tables_["t"].df, 3)
+        with Store(run.parent, "run", mode="r") as reader:
+            store.add_table("new", {"x": float})
+            assert [*reader.tables] == ["new", "other", "t"]
+        assert "new" in tables_
+        assert "new" in store
+        assert tables_["new"] is store["new"] is dict(tables_.items())["new"]
+        assert "missing" not in tables_
+        assert "missing" not in store
+        assert tables_.get("missing") is None
+        assert len(tables_) == len(store.keys) == len(store) == 3
+        assert "new" in repr(tables_)
+        with pytest.raises(TypeError):
+            tables_["x"] = 1
+
+
+def test_a_store_without_tables_is_still_true(store):
+    assert len(store) == 0
+    assert store
+
+
+def test_a_store_is_printed_by_its_tables_and_a_table_by_its_first_rows(run):
+    with Store(run.parent, "run") as store:
+        log(store, 4)
+        store.add_table("odd", {"s": str}).append_row({"s": "\x1b[2J"})
+        shown = store["t"].df.head(5)
+        assert str(store["t"]) == f"{shown}\n ... (2 rows hidden)"
+        assert str(store["other"]) == str(store["other"].df)
+        for name in store:
+            assert f"-- Table: {name} --\n{store[name]}\n" in str(store)
+        assert "\x1b" not in str(store)
+        assert "run" in repr(store)
+
+
+def test_a_store_says_where_its_files_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with Store("~/out", "") as store:
+        uuid.UUID(store.exp_id)
+        assert store.path == str(tmp_path / "out" / store.exp_id)
+        assert store.save_dir == store.path + "/save"
+        assert store.tb_dir == store.path + "/tensorboard" == store.writer.logdir
+    assert CollectionReader("~/out").exp_ids == [store.exp_id]
+    with pytest.raises(ValueError, match=r"'a/b'.*storage_folder"):
+        Store(tmp_path, "a/b")
+
+
+def test_a_snapshot_is_read_while_the_run_goes_on(store, out):
+    log(store, 2)
+    path = store.snapshot_copy()
+    assert_logged(pd.read_hdf(path, "t"), 2)
+    for arguments in ((out, "run"), (store.path,), (store.path + "/",)):
+        reader = Store.read_from_running(*arguments)
+        assert_logged(reader["t"].df, 2)
+        with pytest.raises(CoxError, match="mode"):
+            log(reader, 1)
+
+
+def test_removing_store_h5_removes_no_row_and_says_so(run):
+    (run / "store.h5").unlink()
+    with warns(r'out/run.*mode="w"'), Store(run.parent, "run") as store:
+        log(store, 1)
+        assert_logged(store["t"].df, 4)
+    (run / "store.h5").unlink()
+    Store(run.parent, "run", mode="r")
+    Store(run.parent, "run", mode="w").close()
+
+
+def test_mode_r_has_no_writer_and_hasattr_says_so(run):
+    store = Store(run.parent, "run", mode="r")
+    assert not hasattr(store, "tensorboard")
+    assert not hasattr(store, "writer")
+    with pytest.raises(cox.WriteRefusedError, match="mode 'a'"):
+        store.tensorboard.add_scalar("x", 1, 1)
+
+
+def test_another_writer_may_be_assigned(store):
+    calls = []
+    other = types.SimpleNamespace(add_scalar=lambda *args: calls.append(args))
+    store.tensorboard = other
+    assert store.writer is other
+    store.add_table("t", {"x": float})
+    store.log_table_and_tb("t", {"x": 0.5}, step=3)
+    store["t"].flush_row()
+    assert calls == [("t/x", 0.5, 3)]
+    assert read_events(store.tb_dir) == []
+
+
+def test_a_closed_store_still_writes_events_to_a_new_file(store):
+    for step in (1, 2):
+        store.tensorboard.add_scalar("x", step, step)
+        store.close()
+    assert len(os.listdir(store.tb_dir)) == 2
+    assert [event.step for event in read_events(store.tb_dir)] == [1, 2]
 
 
 def test_a_missing_table_is_a_key_error_that_lists_the_others(run):
@@ -2837,6 +3192,36 @@ def test_a_row_that_was_never_flushed_is_told_of(out):
         store.close()
 
 
+def test_a_value_replaced_twice_before_a_flush_is_told_of_once(out):
+    store = Store(out, "run")
+    table = store.add_table("t", {"x": float, "y": float})
+    for x in (1, 2):  # to correct a value is common
+        table.update_row({"x": x})
+    table.append_row({"y": 1})
+    for x in (3, 4):
+        table.update_row({"y": x})
+        table.update_row({"x": x})
+    table.flush_row()
+    with warns("'t'.*flush_row") as messages:
+        for x in range(9):
+            store.log_table_and_tb("t", {"x": x})
+            table.update_row({"y": x})
+    assert len(messages) == 1
+    table.flush_row()
+    assert table.df.values.tolist() == [[2, 1], [4, 4], [8, 8]]
+    store.close()
+
+
+def test_log_table_and_tb_takes_the_step_of_its_events(store):
+    table = store.add_table("t", {"step": int, "x": float})
+    for step in (100, 101, 0):
+        store.log_table_and_tb("t", {"step": step, "x": 0.5}, step=step)
+        table.flush_row()
+    store.log_table_and_tb("t", {"x": 0.5}, "histogram", 7)
+    table.append_row({"step": 7})
+    assert [event.step for event in read_events(store.tb_dir)] == [100, 101, 0, 7]
+
+
 def test_log_table_and_tb_stages_a_row_and_writes_its_events(store, out):
     table = store.add_table("t", {"x": float, "y": int, "o": OBJECT})
     for step in (0, 1):
@@ -2885,7 +3270,7 @@ REFUSED_OPENINGS = {
     "unknown-mode": {"exp_id": "run", "mode": "x"},
 } | {
     repr(exp_id)[:9]: {"exp_id": exp_id}
-    for exp_id in ("", ".", "..", "a/b", "/abs", "a\0b", "x" * 256, 3)
+    for exp_id in (".", "..", "a/b", "/abs", "a\0b", "x" * 256, 3)
 }
 
 
@@ -2912,7 +3297,7 @@ def test_a_closed_store_refuses_rows_and_closes_twice(out):
     with pytest.raises(CoxError, match="closed"):
         table.append_row({"i": 2, "note": ""})
     with pytest.raises(CoxError, match="closed"):
-        _ = store.writer
+        store.log_table_and_tb("t", {"i": 2})
     assert not list((out / "run" / "tensorboard").iterdir())
 
 
@@ -2997,7 +3382,7 @@ def test_a_notebook_cell_runs_twice(out):
     assert_locked(out)
 
 
-def test_rows_of_a_killed_writer_are_exported_by_the_next(out):
+def test_rows_of_a_killed_writer_are_exported_by_the_next(out, quiet):
     make_run(out, "run", t=(SCHEMA_KINDS, [(0, "row 0"), (1, "row 1")]))
     with Store(out, "run") as store:
         log(store, 0)
@@ -3033,6 +3418,37 @@ def test_exit_exports_what_a_store_wrote(tmp_path):
     assert_logged(exported(tmp_path / "run")["t"], 1)
 
 
+EXIT = """if True:
+    import sys
+    if sys.argv[2]:
+        __import__(sys.argv[2])
+    import cox
+    sys.kept = sys.modules["__main__"]  # so that cox's names are gone before ours
+    def make(exp_id):
+        store = cox.Store(sys.argv[1], exp_id)
+        table = store.add_table("t", {"i": int, "note": str})
+        for i in range(2):
+            store.log_table_and_tb("t", {"i": i})
+            table.append_row({"note": f"row {i}"})
+        store.writer.add_scalars("x", {"a": 1, "b": 2})
+        return store
+    with make("closed") as closed:
+        pass
+    unclosed, table = make("unclosed"), make("of-a-table")["t"]
+    cycle = [make("in-a-cycle")]
+    cycle.append(cycle)
+"""
+
+
+@pytest.mark.parametrize("first", ["", "torch", "tensorboardX"])
+def test_an_exit_is_quiet_and_exports_what_was_not_closed(tmp_path, first):
+    if first:
+        pytest.importorskip(first)
+    python("-W", "ignore", "-c", EXIT, tmp_path, first)
+    for exp_id in ("closed", "unclosed", "of-a-table", "in-a-cycle"):
+        assert_logged(exported(tmp_path / exp_id)["t"], 2)
+
+
 def test_an_export_that_fails_at_exit_is_tried_once(tmp_path):
     code = """if True:
         import logging, resource, signal, sys, cox
@@ -3058,11 +3474,12 @@ def test_a_forked_child_neither_writes_nor_exports(tmp_path):
         child = os.fork()
         if child == 0:
             print(len(table.df), flush=True)
-            for attempt in (table.append_row, table.update_row, lambda _: store.writer):
+            event = lambda row: store.writer.add_scalar("i", row["i"])
+            for attempt in (table.append_row, table.update_row, event):
                 try:
                     attempt({"i": 9, "note": "from the child"})
                 except cox.CoxError as error:
-                    print("fork()" in str(error), flush=True)
+                    print("fork" in str(error), flush=True)
             sys.exit(5)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
         assert os.stat(sys.argv[1] + "/run/store.h5") == before
@@ -3222,6 +3639,33 @@ def test_a_missing_table_is_told_of(runs):
         reader.df("v")
 
 
+def test_a_run_without_any_table_is_not_warned_of(runs):
+    Store(runs, "begun").close()
+    assert len(CollectionReader(runs).df("t")) == 6
+
+
+def test_an_index_that_counts_through_is_had_for_the_asking(differing):
+    reader = CollectionReader(differing, log_warnings=False)
+    for exp_filter in (None, lambda exp_id: exp_id == "a"):
+        arguments = {"union_schemas": True, "exp_filter": exp_filter}
+        frame = reader.df("t", **arguments, ignore_index=True)
+        assert frame.index.tolist() == list(range(len(frame)))
+        expected = reader.df("t", **arguments)
+        assert set(expected.index) == {0}
+        assert frame.equals(expected.reset_index(drop=True))
+
+
+def test_stores_and_schemas_are_had_by_name(differing):
+    with CollectionReader(differing, log_warnings=False) as reader:
+        assert [*reader.stores] == ["a", "b"]
+        assert len(reader.stores) == 2
+        assert reader.stores["b"]["t"].nrows == 1
+        assert reader.stores["b"] is reader.get_store("b")
+        assert "c" not in reader.stores
+        assert reader.schemas == {"t": {"x": int, "y": float}}
+        assert str(reader) == "-- Table: t --\ndict_keys(['x', 'y'])"
+
+
 @pytest.fixture
 def differing(out):
     for exp_id, schema, row in (
@@ -3281,6 +3725,25 @@ def test_objects_are_decoded_unless_kept(out):
         kept = reader.df("t", keep_serialized=columns)
         assert kept["p"].tolist() == [[1], {"k": None}]
         assert [cox.utils.string_to_obj(o) for o in kept["op"]] == [[1], {"k": None}]
+
+
+def test_what_cannot_be_decoded_names_column_run_and_remedy(out, monkeypatch):
+    module = types.ModuleType("gone")
+    gone = type("Gone", (), {"__module__": "gone"})
+    module.Gone = gone
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "gone", module)
+        for exp_id, value in (("a", 1), ("b", gone()), ("c", 3)):
+            with Store(out, exp_id) as store:
+                store.add_table("t", {"x": OBJECT}).append_row({"x": value})
+    reader = CollectionReader(out)
+    with pytest.raises(CoxError) as raised:
+        reader.df("t")
+    assert not isinstance(raised.value, cox.CorruptError)
+    pattern = r"column 'x' of run b .*keep_serialized=\['x'\].*ModuleNotFound.*'gone'"
+    assert re.match(pattern, str(raised.value))
+    with warns("skipped run b: column 'x'"):
+        assert reader.df("t", skip_errors=True)["x"].tolist() == [1, 3]
 
 
 BAD_RUNS = {
@@ -4306,6 +4769,94 @@ def test_old_names_work_and_importing_changes_nothing(vendored, package):
     assert pathlib.Path(printed.strip()) == where / (package.replace(".", "/") + ".py")
 
 
+# What the original documents, and what programs use beyond it: module, object and
+# how to call it, or an attribute of what a program has made.
+PUBLIC = """
+cox.store.Store(storage_folder, exp_id=None, new=False, mode='a')
+cox.store.Store.add_table(table_name, schema)
+cox.store.Store.add_table_like_example(table_name, example, alternative='__object__')
+cox.store.Store.get_table(table_id)
+cox.store.Store.__getitem__(table_id)
+cox.store.Store.log_table_and_tb(table_name, update_dict, summary_type='scalar')
+cox.store.Store.close()
+cox.store.Store.snapshot_copy()
+cox.store.Store.read_from_running(storage_folder, exp_id=None)
+cox.store.Table(name, schema, table_obj_dir, store, has_initialized=False)
+cox.store.Table.update_row(data)
+cox.store.Table.flush_row()
+cox.store.Table.append_row(data)
+cox.store.Table.get_object(s)
+cox.store.Table.get_pickle(uid)
+cox.store.Table.get_state_dict(uid, **kwargs)
+cox.store.schema_from_dict(d, alternative='__object__')
+cox.store._clean_dict(d, schema)
+cox.store.has_tensorboard(dirname)
+cox.store.obj_to_string(obj)
+cox.readers.CollectionReader(directory, log_warnings=True, mode='r', exp_filter=None, \
+skip_errs=False)
+cox.readers.CollectionReader.df(key, append_exp_id=True, keep_serialized=[], \
+union_schemas=False, exp_filter=None, skip_errors=False)
+cox.readers.CollectionReader.close()
+cox.tensorboard_view.main()
+cox.utils.Parameters(params)
+cox.utils.Parameters.as_dict()
+cox.utils.consistent(old, new)
+cox.utils.has_tensorboard(dirname)
+cox.utils.mkdirp(x, should_msg=False)
+cox.utils.obj_to_string(obj)
+cox.utils.override_json(args, json_path, check_consistency=False)
+cox.utils.string_to_obj(s)
+""".replace("\\\n", "")
+CONSTANTS = {
+    "OBJECT": "__object__",
+    "PICKLE": "__pickle__",
+    "PYTORCH_STATE": "__pytorch_state__",
+    "STORE_BASENAME": "store.h5",
+    "SAVE_DIR": "save",
+    "TENSORBOARD_DIR": "tensorboard",
+    "TABLE_OBJECT_DIR": ".table_objects",
+    "COX_DATA_KEY": "COX_DATA",
+}
+ATTRIBUTES = {
+    "store": "path exp_id save_dir tb_dir tables keys tensorboard OBJECT PICKLE "
+    "PYTORCH_STATE",
+    "table": "df nrows schema",
+    "reader": "directory stores schemas tables",
+    "writer": "file_writer _get_file_writer logdir",
+}
+
+
+def test_the_whole_public_surface_of_the_original_is_there(run):
+    for line in PUBLIC.split("\n")[1:-1]:
+        path, _, arguments = line[:-1].partition("(")
+        _, module, *names = path.split(".")
+        found = sys.modules[f"cox.{module}"]
+        for name in names:
+            found = getattr(found, name)
+        parameters = inspect.signature(found).parameters
+        wanted = [a.partition("=")[0].strip(" *") for a in arguments.split(",") if a]
+        has_self = "self" in parameters
+        assert [*parameters][has_self : has_self + len(wanted)] == wanted, path
+        for name, default in re.findall(r"(\w+)=([^,]+)", arguments):
+            value, expected = parameters[name].default, ast.literal_eval(default)
+            assert value == (() if expected == [] else expected), path
+        for name in [*parameters][has_self + len(wanted) :]:
+            assert parameters[name].default is not inspect.Parameter.empty, path
+    for name, value in CONSTANTS.items():
+        assert getattr(cox.store, name) == value
+    with Store(run.parent, "run") as store, CollectionReader(run.parent) as reader:
+        made = {"store": store, "table": store["t"], "reader": reader}
+        made["writer"] = store.tensorboard
+        for owner, names in ATTRIBUTES.items():
+            assert [n for n in names.split() if not hasattr(made[owner], n)] == []
+
+
+def test_clean_dict_makes_numbers_of_0d_tensors():
+    row = {"x": Scalar0d(0.5), "o": Scalar0d(1), "s": "text"}
+    cleaned = cox.store._clean_dict(row, {"x": float, "o": OBJECT, "s": str})
+    assert cleaned == row | {"x": 0.5}
+
+
 @pytest.mark.parametrize("module", ["cox", "cox.tensorboard_view", "pkg.cox"])
 def test_modules_run_as_programs_without_a_warning(vendored, module):
     cwd = vendored if module == "pkg.cox" else HERE
@@ -4542,7 +5093,7 @@ GOLDEN = (
 )
 
 
-def test_the_format_is_what_it_was(out):
+def test_the_format_is_what_it_was(out, quiet):
     with Store(out, "run") as store:
         table = store.add_table("t", GOLDEN_SCHEMA)
         for row in GOLDEN_ROWS:
