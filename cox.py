@@ -2671,7 +2671,12 @@ def _close_runs() -> None:
         run.close_at_last()
 
 
+_forks = 0  # that this process comes from, since cox was imported
+
+
 def _after_fork_in_child() -> None:
+    global _forks
+    _forks += 1
     global _hdf5_lock, _runs_lock
     _hdf5_lock, _runs_lock = threading.RLock(), threading.RLock()
     _child.after_fork()
@@ -2800,8 +2805,10 @@ class Table:
         """
         self._stage(data, None)
 
-    def _stage(self, data: Any, log_events: Callable[[int], None] | None) -> None:
-        """Stage values once ``log_events``, called with the row's index, went well."""
+    def _stage(
+        self, data: Any, log_events: Callable[[int, Sequence[Any]], None] | None
+    ) -> None:
+        """Stage values once ``log_events(index, converted row)`` went well."""
         run = self._run
         with run.lock:
             if run.is_busy or run.refusal or self._handle.refusal:
@@ -2811,7 +2818,7 @@ class Table:
                 data = _as_row(data)
                 staged = self._merge(data)
                 if log_events is not None:
-                    log_events(self.nrows)
+                    log_events(self.nrows, staged)
                 self._note_replaced(data)
                 self._staged = staged
             finally:
@@ -3072,6 +3079,7 @@ def _make_crc_table(length: int) -> npt.NDArray[np.uint32]:
 # So blocks are summed by numpy, and of a record only the bytes that change.
 _CRC_TABLE: Final = _make_crc_table(_CRC_BLOCK)
 _CRC_ROWS: Final = np.arange(0, _CRC_BLOCK * 256, 256)
+_CRC_FIRST: Final = _CRC_TABLE[:4].tolist()
 
 
 def _crc32c(data: bytes) -> int:
@@ -3080,7 +3088,7 @@ def _crc32c(data: bytes) -> int:
     used = blocks.reshape(-1)[-len(data) :]  # zeros in front add nothing
     used[:] = np.frombuffer(data, np.uint8)
     used[:4] ^= 255  # a CRC starts from ones, which enter with the first 4 bytes
-    t0, t1, t2, t3 = _CRC_TABLE[:4].tolist()
+    t0, t1, t2, t3 = _CRC_FIRST
     crc = 0
     for start in range(0, len(blocks), 256):  # 64 KiB at a time, to save memory
         index = blocks[start : start + 256] + _CRC_ROWS
@@ -3142,9 +3150,10 @@ def _encode_event(wall_time: float, step: int, values: bytes) -> bytes:
     return _pb_bytes(5, values) + _pb_double(1, wall_time) + _pb_int(2, step)
 
 
-def _encode_file_version(wall_time: float) -> bytes:
+def _encode_file_version(wall_time: float, version: int = 2) -> bytes:
     """The first record of every file."""
-    return _encode_record(_pb_double(1, wall_time) + _pb_bytes(3, "brain.Event:2"))
+    name = f"brain.Event:{version}"
+    return _encode_record(_pb_double(1, wall_time) + _pb_bytes(3, name))
 
 
 def _encode_value(
@@ -3188,10 +3197,6 @@ def _encode_image(tag: str, shape: tuple[int, ...], encoded: bytes) -> bytes:
     return _encode_value(tag, _pb_bytes(4, sizes + _pb_bytes(4, encoded)))
 
 
-def _join_list(value: object) -> object:
-    return ".".join(map(str, value)) if isinstance(value, (list, tuple)) else value
-
-
 def _encode_hparams(
     hparams: Mapping[str, object], group_name: str, start_time: float
 ) -> bytes:
@@ -3210,7 +3215,7 @@ def _encode_hparams(
         elif isinstance(value, (int, float)):
             encoded = _pb_double(2, _as_float(value))
         else:
-            encoded = _pb_bytes(3, str(_join_list(value)).encode(errors="replace"))
+            encoded = _pb_bytes(3, str(value).encode(errors="replace"))
         key = _pb_bytes(1, str(name).encode(errors="replace"))
         info += _pb_bytes(1, key + _pb_bytes(2, encoded))
     info += _pb_bytes(4, group_name) + _pb_double(5, start_time)
@@ -3242,76 +3247,82 @@ def _encode_layout(layout: Mapping[str, Mapping[str, Sequence[Any]]]) -> bytes:
     return _encode_value("custom_scalars__config__", tensor, "custom_scalars")
 
 
-# A scalar's record is constant for its tag but for the last 19 bytes, so the CRC of
-# the rest is kept. The step is padded to five bytes; others take the long way.
-_SCALAR_TAIL: Final = struct.Struct("<fBdB5B")  # value, key, wall time, key, step
-_SCALAR_TABLES: Final = _CRC_TABLE[-_SCALAR_TAIL.size :].tolist()
+# A record of scalars is constant but for its numbers, and so is most of its CRC. It
+# ends with the last value, the wall time and the step, padded to five bytes. What a
+# byte of these adds to the CRC is looked up without a loop, which takes twice as long.
+_SCALAR_END: Final = struct.Struct("<fBdBB")  # value, key, wall time, key, step % 128
+_V0, _V1, _V2, _V3, _, _W0, _W1, _W2, _W3, _W4, _W5, _W6, _W7, _, _S0, *_S_HIGH = (
+    _CRC_TABLE[-19:].tolist()
+)
+_LOOP_MAX: Final = 40  # bytes; numpy takes as long for these as for a thousand
 
 
-@functools.lru_cache(maxsize=4096)
-def _encode_scalar_head(tag: str) -> tuple[bytes, int]:
-    """Record up to the value, and its CRC were the rest zero bytes."""
-    head = _pb_bytes(5, _encode_value(tag, _pb_float(2, 0.0)))[:-4]
-    data = head + bytes(_SCALAR_TAIL.size)
-    return _encode_length(len(data)) + head, _crc32c(data)
+@functools.lru_cache(maxsize=64)
+def _encode_high_step(high: int) -> tuple[bytes, int]:
+    """Four bytes of a step, all but the lowest; what they add to the CRC."""
+    if not 0 <= high < 2**28:
+        raise OverflowError
+    encoded = bytes([*(high >> shift & 127 | 128 for shift in (0, 7, 14)), high >> 21])
+    added = (table[byte] for table, byte in zip(_S_HIGH, encoded))
+    return encoded, functools.reduce(operator.xor, added)
 
 
-def _encode_scalar(tag: str, value: float, wall_time: float, step: int) -> bytes:
-    """Encode the whole record of one scalar."""
-    if not 0 <= step < 2**35:
-        values = _encode_value(tag, _pb_float(2, value))
-        return _encode_record(_encode_event(wall_time, step, values))
-    head, crc = _encode_scalar_head(tag)
-    groups = [step >> shift & 127 | 128 for shift in (0, 7, 14, 21)]
-    try:
-        tail = _SCALAR_TAIL.pack(value, 0x09, wall_time, 0x10, *groups, step >> 28)
-    except OverflowError:
-        return _encode_scalar(tag, math.copysign(math.inf, value), wall_time, step)
-    for table, byte in zip(_SCALAR_TABLES, tail):
-        crc ^= table[byte]
-    return head + tail + _mask_crc(crc)
+def _encode_scalar_end(value: float, wall_time: float, step: int) -> tuple[bytes, int]:
+    """The last bytes of a record; what they add to the CRC."""
+    high, crc = _encode_high_step(step >> 7)
+    end = _SCALAR_END.pack(value, 0x09, wall_time, 0x10, step & 127 | 128)
+    v0, v1, v2, v3, _, w0, w1, w2, w3, w4, w5, w6, w7, _, s0 = end
+    crc ^= _V0[v0] ^ _V1[v1] ^ _V2[v2] ^ _V3[v3] ^ _W0[w0] ^ _W1[w1] ^ _W2[w2]
+    crc ^= _W3[w3] ^ _W4[w4] ^ _W5[w5] ^ _W6[w6] ^ _W7[w7] ^ _S0[s0]
+    return end + high, crc
 
 
-class _RowTemplate:
-    """Record with a scalar per column, of which only the numbers change."""
+class _ScalarRecord:
+    """Record with a scalar for each tag, all of one step."""
 
-    def __init__(self, main_tag: str, *columns: str) -> None:
-        tags = [f"{main_tag}/{column}" for column in columns]
+    def __init__(self, *tags: str) -> None:
+        self._tags = tags
         values = [_encode_value(tag, _pb_float(2, 0.0)) for tag in tags]
         summary = _pb_bytes(5, b"".join(values))
-        data = summary + b"\x09" + bytes(8) + b"\x10" + bytes(10)  # wall time, step
-        # one byte each: does it change? Of a value, the last four do
-        is_changing = bytes(len(summary) - sum(map(len, values)))
-        is_changing += b"".join(bytes(len(v) - 4) + b"\1" * 4 for v in values)
-        is_changing += b"\0" + b"\1" * 8 + b"\0" + b"\1" * 10
-        changing = np.flatnonzero(np.frombuffer(is_changing, np.uint8))
-        self._head = _encode_length(len(data))
-        self._data = np.frombuffer(data, np.uint8)
+        data = summary + b"\x09" + bytes(8) + b"\x10" + bytes(5)
+        # the number of a value is its last four bytes
+        ends = np.cumsum([len(summary) - sum(map(len, values)), *map(len, values)])
+        pieces = [data[i : j - 4] for i, j in zip([0, *ends[1:]], ends[1:])]
+        pieces[0] = _encode_length(len(data)) + pieces[0]
+        self._pieces = [x for piece in pieces for x in (piece, b"")][:-1]
         self._crc = _crc32c(data)
-        self._changing = changing
-        self._table = _make_crc_table(len(data))[changing]
-        self._rows = np.arange(0, self._table.size, 256)
-        self._pack = struct.Struct(f"<{len(tags)}fd10B").pack
+        # of the numbers before the last, which is in the record's end
+        places = (ends[1:-1, None] + np.arange(-4, 0)).ravel()
+        self._pack = struct.Struct(f"<{len(tags) - 1}f").pack
+        self._split = struct.Struct("4s" * (len(tags) - 1)).unpack
+        table = _make_crc_table(len(data))[places]
+        self._rows = np.arange(0, table.size, 256)
+        self._table = table.ravel()
+        self._tables = table.tolist() if len(places) <= _LOOP_MAX else None
 
     def encode(self, values: Sequence[float], wall_time: float, step: int) -> bytes:
-        """Encode the record; values are in the order of the columns."""
-        groups = [step >> shift & 127 | 128 for shift in range(0, 63, 7)]
-        end = wall_time, *groups, step >> 63 & 1
+        """Encode the record; values are in the order of the tags."""
         try:
-            packed = self._pack(*values, *end)
-        except OverflowError:
-            with np.errstate(over="ignore"):
-                packed = self._pack(*np.array(values, np.float32), *end)
-        changing = np.frombuffer(packed, np.uint8)
-        data = self._data.copy()
-        data[self._changing] = changing
-        added = self._table.take(changing + self._rows)
-        crc = self._crc ^ int(np.bitwise_xor.reduce(added))
-        encoded: bytes = data.tobytes()
-        return self._head + encoded + _mask_crc(crc)
-
-
-_row_template: Final = functools.lru_cache(maxsize=64)(_RowTemplate)
+            end, crc = _encode_scalar_end(values[-1], wall_time, step)
+            if len(values) == 1:
+                return self._pieces[0] + end + _mask_crc(self._crc ^ crc)
+            numbers = self._pack(*values[:-1])
+        except OverflowError:  # no float32, or no step of five bytes
+            summary = b"".join(
+                _encode_value(tag, _pb_float(2, _as_float(value)))
+                for tag, value in zip(self._tags, values)
+            )
+            return _encode_record(_encode_event(wall_time, step, summary))
+        crc ^= self._crc
+        if self._tables is not None:
+            for table, byte in zip(self._tables, numbers):
+                crc ^= table[byte]
+        else:
+            added = self._table[np.frombuffer(numbers, np.uint8) + self._rows]
+            crc ^= int(np.bitwise_xor.reduce(added))
+        pieces = self._pieces.copy()
+        pieces[1::2] = self._split(numbers)
+        return b"".join(pieces) + end + _mask_crc(crc)
 
 
 ###############################################################################
@@ -3320,6 +3331,11 @@ _row_template: Final = functools.lru_cache(maxsize=64)(_RowTemplate)
 # One os.write per event, of whole records, to a file that only this writer appends to:
 # TensorBoard never reads past a torn record, so nothing may ever come after one.
 
+_NO_FILE: Final = -1  # in place of a file's size; also where its end is unknown
+_WRITING: Final = -2
+_RECORDS_MAX: Final = 4096  # kept per writer
+# An event without values at the last step there is: the next one goes back.
+_GO_BACK: Final = _encode_record(_pb_bytes(5, b"") + _pb_int(2, 2**63 - 1))
 _HISTOGRAM_LIMITS: Final = 1e-12 * 1.1 ** np.arange(774)  # to 1e20, as TensorFlow
 
 
@@ -3358,6 +3374,15 @@ def _encode_tsv(rows: Iterable[Iterable[Any]]) -> bytes:
     return "".join("\t".join(map(str, row)) + "\n" for row in rows).encode()
 
 
+def _tag_path(tag: str) -> str:
+    """Path of a tag below a directory, which ``..`` does not leave."""
+    return re.sub(
+        r"(?<![^/])\.\.?(?![^/])|[\0\\]",
+        lambda found: "".join(f"%{ord(c):02x}" for c in found[0]),
+        str(tag),
+    )
+
+
 _BESIDE: Final = (
     "that takes more than numpy. Use tensorboardX's or torch's beside this one, "
     "SummaryWriter(writer.get_logdir()); TensorBoard shows what both write"
@@ -3387,8 +3412,6 @@ class EventWriter:
     ``comet_config`` and further arguments have no meaning here and change nothing.
     """
 
-    _pid = 0  # of no process: close() does nothing where __init__ has failed
-
     def __init__(
         self, logdir: str | os.PathLike[str] | None = None, comment: str = "",
         purge_step: int | None = None, max_queue: int = 10, flush_secs: float = 120,
@@ -3404,13 +3427,31 @@ class EventWriter:
         self._write_to_disk = write_to_disk
         self._default_step: Any = 0  # this and the next: see use_metadata
         self._default_time: float | None = None
-        self._sub_writers: dict[str, EventWriter] = {}  # by logdir, of add_scalars
+        self._sub_writers: dict[str, EventWriter] = {}  # by name, of add_scalars
+        self._records: dict[tuple[str, ...], _ScalarRecord] = {}
+        self._run_dir = ""  # of a Store's writer
+        self._is_continuing = False  # what that run logged before; see _continue
+        self._is_holding, self._held = False, b""  # records; see _all_or_none
+        self._pid, self._forks = os.getpid(), _forks
         self._lock = threading.RLock()
-        self._is_writing = False
         self._path = ""
         self._fd = -1
-        self._size = -1  # bytes of whole records; -1: no file, or its end is unknown
-        self._pid = os.getpid()
+        self._size = _NO_FILE  # bytes of whole records
+
+    def _continue(self, run_dir: str) -> None:
+        """Write for a run: if it has events, ours take the place of those we repeat.
+
+        A run that was killed and started again from a checkpoint logs some steps
+        again. Of each tag, this writer's first event drops what earlier files have
+        from its step on. TensorBoard's fast loader does so by itself. Its slow loader
+        does so when a step goes back, in files of version 1, so the writer lets it
+        (``_GO_BACK``). A SessionLog.START, made for this, drops all tags: a result
+        logged at step 0 of a finished run would take the curves with it.
+        """
+        self._run_dir = run_dir
+        with contextlib.suppress(OSError):
+            names = os.listdir(self.logdir)
+            self._is_continuing = any("tfevents" in name for name in names)
 
     def _resolve(self, global_step: Any, walltime: float | None) -> tuple[float, int]:
         """Wall time and step of an event."""
@@ -3422,56 +3463,90 @@ class EventWriter:
         return (time.time() if walltime is None else float(walltime)), step
 
     def _add(self, values: bytes, global_step: Any, walltime: float | None) -> None:
-        wall_time, step = self._resolve(global_step, walltime)
-        self._append(_encode_record(_encode_event(wall_time, step, values)))
+        self._append_event(_encode_event(*self._resolve(global_step, walltime), values))
 
-    def _append(self, record: bytes) -> None:
-        if not self._write_to_disk:
+    def _append_event(self, event: bytes) -> None:
+        record = _encode_record(event)
+        self._append(_GO_BACK + record if self._is_continuing else record)
+
+    def _encode_scalars(
+        self, prefix: str, names: Iterable[str], values: Sequence[float],
+        wall_time: float, step: int,
+    ) -> bytes:  # fmt: skip
+        key = prefix, *names
+        if known := self._records.get(key):
+            return known.encode(values, wall_time, step)
+        new = _ScalarRecord(*(prefix + name if prefix else name for name in names))
+        encoded = new.encode(values, wall_time, step)
+        if len(self._records) >= _RECORDS_MAX:
+            self._records.clear()
+        self._records[key] = new
+        return _GO_BACK + encoded if self._is_continuing else encoded
+
+    def _append(self, records: bytes) -> None:
+        """Write all of the records, or raise and leave none of them."""
+        if self._forks != _forks or not self._write_to_disk:
+            self._check_process()  # before the lock: who holds it was not forked
+            self._held += records if self._is_holding else b""
             return
-        if os.getpid() != self._pid:  # before the lock: who holds it was not forked
-            self._check_process()
         with self._lock:
-            if self._is_writing:  # by this very thread
+            size = self._size
+            if size == _WRITING:  # by this very thread
                 raise WriteRefusedError(
                     f"an event was logged amid the writing of another to {self._path}; "
                     "in a signal handler, set a flag and log later"
                 )
             try:
-                self._is_writing = True
-                if self._size < 0:
-                    self._open()
-                if self._size == 0:
-                    record = self._encode_start() + record
-                self._write(record)
+                self._size = _WRITING
+                if size <= 0:
+                    if size == _NO_FILE:
+                        self._open()
+                    size, records = 0, self._encode_start() + records
+                if os.write(self._fd, records) != len(records):
+                    raise OSError(errno.ENOSPC, "short write")
+                self._size = size + len(records)
+            except StorageError:  # no file
+                raise
+            except OSError as err:
+                with contextlib.suppress(OSError):  # else a new file comes next
+                    os.ftruncate(self._fd, size)
+                    self._size = size
+                what = "an event could not be written; the file has all others"
+                raise _storage_error(err, what, self._path) from err
             finally:
-                self._is_writing = False
+                if self._size == _WRITING:  # who knows how far it came
+                    self._size = _NO_FILE
 
-    def _write(self, record: bytes) -> None:
-        """Write all of the record, or raise and leave none of it."""
-        size, self._size = self._size, -1  # if interrupted, who knows where
-        try:
-            if os.write(self._fd, record) != len(record):
-                raise OSError(errno.ENOSPC, "short write")
-            self._size = size + len(record)
-        except OSError as err:
-            os.ftruncate(self._fd, size)
-            self._size = size
-            what = "an event could not be written; the file has all others"
-            raise _storage_error(err, what, self._path) from err
+    @contextlib.contextmanager
+    def _all_or_none(self) -> Iterator[EventWriter]:
+        """Give a writer whose events come into the files at the end of ``with``."""
+        holder = EventWriter(self.logdir, write_to_disk=False)
+        holder._is_holding, holder._default_time = True, self._default_time
+        yield holder
+        for name, held in ("", holder), *holder._sub_writers.items():
+            writer = self._get_sub_writer(name) if name else self
+            start = _GO_BACK if writer._is_continuing else b""
+            if held._held:
+                writer._append(start + held._held)
 
     def _encode_start(self) -> bytes:
         """Records that come before a file's first event."""
         now = time.time()
-        start = _encode_file_version(now)
+        start = _encode_file_version(now, 1 if self._is_continuing else 2)
         if self._purge_step is not None:
             session = _pb_bytes(7, _pb_int(1, 1))  # SessionLog.START
-            purge = _pb_int(2, self._purge_step) + session
-            start += _encode_record(_pb_double(1, now) + purge)
+            purge = _pb_double(1, now) + _pb_int(2, self._purge_step) + session
+            start += _encode_record(purge) * 2  # a run's first is passed over
         return start
 
     def _open(self) -> None:
         """Start a new file, under a name that sorts after the earlier ones."""
         self._close_file()
+        root = os.path.join(os.path.realpath(self._run_dir), "")
+        if self._run_dir and not os.path.realpath(self.logdir).startswith(root):
+            raise WriteRefusedError(
+                f"{self.logdir} leads out of its run; replace the link by a directory"
+            )
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | _O_BINARY
         stem = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}"
         try:
@@ -3483,10 +3558,9 @@ class EventWriter:
                     break
         except OSError as err:
             raise _storage_error(err, "cannot make an event file", self.logdir) from err
-        self._size = 0
 
     def _check_process(self) -> None:
-        if os.getpid() != self._pid:
+        if self._forks != _forks:
             raise WriteRefusedError(
                 f"the writer of {self.logdir} is process {self._pid}'s; make another "
                 "EventWriter in the forked child, or log from the parent"
@@ -3496,23 +3570,34 @@ class EventWriter:
         """Do nothing: every event is written already."""
 
     def close(self) -> None:
-        """Close the file; adding another event starts a new one."""
-        if os.getpid() != self._pid:
+        """Close the file; adding another event starts a new one.
+
+        Raises:
+            StorageError: The disk had no room for what was written, as a network
+                file system may find out only now. The files are closed all the same.
+        """
+        if self._forks != _forks:
             return
-        for writer in list(self._sub_writers.values()):
-            writer.close()
-        with self._lock:
-            if not self._is_writing:  # else called by a signal handler
-                self._close_file()
+        with contextlib.ExitStack() as closing:  # goes on to the rest if one fails
+            for writer in [*self._sub_writers.values()]:
+                closing.callback(writer.close)
+            with self._lock:
+                if self._size != _WRITING:  # else called by a signal handler
+                    self._size = _NO_FILE
+                    self._close_file()
 
     def _close_file(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd = self._size = -1
+        fd, self._fd = self._fd, -1  # forgotten first: another file may get the number
+        try:
+            if fd >= 0:
+                os.close(fd)
+        except OSError as err:
+            raise _storage_error(err, "events may be lost", self._path) from err
 
-    def __del__(self, is_late: Any = sys.is_finalizing) -> None:
-        if not is_late():  # else names that close() needs may be None
-            self.close()
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not is_finalizing():  # else what close() needs may be gone
+            with contextlib.suppress(AttributeError, StorageError):  # of __init__
+                self.close()
 
     def __enter__(self) -> EventWriter:
         return self
@@ -3553,7 +3638,7 @@ class EventWriter:
         _expect(event, "SerializeToString", "a protobuf Event")
         wall_time, step = self._resolve(event.step if step is None else step, walltime)
         end = _pb_double(1, wall_time) + _pb_int(2, step)  # the last of a field counts
-        self._append(_encode_record(event.SerializeToString() + end))
+        self._append_event(event.SerializeToString() + end)
 
     @contextlib.contextmanager
     def use_metadata(
@@ -3585,7 +3670,7 @@ class EventWriter:
             data = _pb_float(2, value) + _pb_bytes(9, metadata)
             self._add(_encode_value(tag, data), step, wall_time)
         else:
-            self._append(_encode_scalar(tag, value, wall_time, step))
+            self._append(self._encode_scalars("", (tag,), (value,), wall_time, step))
 
     def add_scalars(
         self, main_tag: str, tag_scalar_dict: Mapping[str, Any],
@@ -3593,38 +3678,50 @@ class EventWriter:
     ) -> None:
         """Overlay numbers in one chart, each in a sub-run ``main_tag/<tag>``."""
         wall_time, step = self._resolve(global_step, walltime)
-        records = {
-            tag: _encode_scalar(main_tag, _as_float(value), wall_time, step)
-            for tag, value in _expect(tag_scalar_dict, "items", "a dict").items()
-        }
-        for tag, record in records.items():
-            self._get_sub_writer(f"{main_tag}/{tag}")._append(record)
+        records = []
+        for tag, value in _expect(tag_scalar_dict, "items", "a dict").items():
+            writer = self._get_sub_writer(f"{main_tag}/{tag}")
+            args = "", (main_tag,), (_as_float(value),), wall_time, step
+            records.append((writer, writer._encode_scalars(*args)))
+        for writer, record in records:
+            writer._append(record)
 
     def _get_sub_writer(self, name: str) -> EventWriter:
         self._check_process()
         if name not in self._sub_writers:
             writer = EventWriter(  # os.path.join would leave logdir for "/name"
-                f"{self.logdir}/{name}", filename_suffix=self._suffix,
+                f"{self.logdir}/{_tag_path(name)}", filename_suffix=self._suffix,
                 write_to_disk=self._write_to_disk,
             )
+            writer._is_holding = self._is_holding
+            if self._run_dir:
+                writer._continue(self._run_dir)
             self._sub_writers.setdefault(name, writer)  # of two threads, one wins
         return self._sub_writers[name]
 
     def _add_scalar_row(
-        self, main_tag: str, values: Mapping[str, Any], global_step: int
+        self, table: str, row: Mapping[str, Any], values: Sequence[Any], step: int
     ) -> None:
-        """Log a table's row as one event; its tags are ``main_tag/<column>``."""
-        wall_time, step = self._resolve(global_step, None)
-        floats = []
-        for name, value in values.items():
-            try:
-                floats.append(value if type(value) is float else _as_float(value))
-            except (TypeError, ValueError) as err:
-                raise SchemaError(
-                    f"column {name!r} of table {main_tag!r} cannot be a scalar: {err}; "
-                    "put it into the row with update_row"
-                ) from err
-        record = _row_template(main_tag, *values).encode(floats, wall_time, step)
+        """Log a table's row as one event; its tags are ``table/<column>``.
+
+        ``values`` are those of ``row`` as the table takes them, bytes for texts.
+        """
+        if not row:
+            return
+        wall_time, step = self._resolve(step, None)
+        try:
+            record = self._encode_scalars(f"{table}/", row, values, wall_time, step)
+        except (struct.error, TypeError):  # not only numbers
+            floats = []
+            for name, value in row.items():
+                try:
+                    floats.append(_as_float(value))
+                except (TypeError, ValueError) as err:
+                    raise SchemaError(
+                        f"column {name!r} of table {table!r} cannot be a scalar: "
+                        f"{err}; put it into the row with update_row"
+                    ) from err
+            record = self._encode_scalars(f"{table}/", row, floats, wall_time, step)
         self._append(record)
 
     def add_histogram(
@@ -3864,7 +3961,7 @@ class EventWriter:
         for labels in metadata, label_img:
             if labels is not None and len(labels) != len(points):
                 raise ValueError(f"{len(labels)} labels for {len(points)} points")
-        folder = tag.replace("%", "%25").replace("/", "%2f").replace("\\", "%5c")
+        folder = _tag_path(tag.replace("%", "%25").replace("/", "%2f"))
         folder = f"{step:05d}/{folder}"
         name, quoted = (  # a protobuf text is quoted like JSON
             json.dumps(text, ensure_ascii=False)[1:-1] for text in (tag, folder)
@@ -4014,6 +4111,8 @@ class Store:
             self._handle.run.create(new)
         if mode == "w":
             self._handle.run.erase()
+        if self._writer is not None:
+            self._writer._continue(self.path)
 
     def __repr__(self) -> str:
         names = ", ".join(self.tables) or "none"
@@ -4167,17 +4266,23 @@ class Store:
         if not hasattr(writer, method):
             raise ValueError(f"summary_type {summary_type!r}: there is no {method}()")
 
-        def log_events(index: int) -> None:
+        table = self.get_table(table_name)
+        slots = table._schema.slots
+
+        def log_events(index: int, staged: Sequence[Any]) -> None:
             at_step = index if step is None else step
             if method == "add_scalar" and isinstance(writer, EventWriter):
-                writer._add_scalar_row(table_name, row, at_step)
+                values = [staged[i] for i, _ in map(slots.__getitem__, row)]
+                writer._add_scalar_row(table_name, row, values, at_step)
                 return
-            check = EventWriter(self.tb_dir, write_to_disk=False)
-            for target in (check, writer):  # all are refused or none
-                for name, value in row.items():
-                    getattr(target, method)(f"{table_name}/{name}", value, at_step)
+            is_ours = isinstance(writer, EventWriter)
+            ours = writer if is_ours else EventWriter(self.tb_dir, write_to_disk=False)
+            with ours._all_or_none() as holder:
+                for target in (holder,) if is_ours else (holder, writer):
+                    for name, value in row.items():
+                        getattr(target, method)(f"{table_name}/{name}", value, at_step)
 
-        self.get_table(table_name)._stage(row, log_events)
+        table._stage(row, log_events)
 
     def checkpoint(self, export: bool = True) -> None:
         """Wait until all rows are on the disk, and write store.h5 anew.
@@ -4531,28 +4636,33 @@ def _decoding_error(exp_id: str, name: str, kind: str, err: Exception) -> CoxErr
 ###############################################################################
 # TensorBoard is given a view: a temporary directory with a directory per run, of
 # links to the run's event files and one file of our own for the HPARAMS tab. Nothing
-# in the user's directory is written, and nothing in it is executed.
+# in the user's directory is written, and nothing in it is executed; a link in it is
+# not followed, as it may lead to what was never meant to be served.
 # TensorBoard knows a run by its name, so a name once shown stays: a run that starts
 # later is named by what differs then, and a restart names all of them alike.
 
 _REFRESH_INTERVAL_S: Final = 1.0
+_FIRST_WAIT_S: Final = 0.3  # for all runs to be there when TensorBoard looks first
 _MTIME_RESOLUTION_NS: Final = 2 * 10**9  # FAT's, the coarsest there is
 _RUN_NAME_MAX: Final = 255  # bytes, as of any file name
 _UNSAFE_IN_NAME: Final = re.compile("[/\x00-\x1f\x7f\ud800-\udfff]")
 # Sorts before the run's files: TensorBoard's Python loader does not go back to it.
 _HPARAMS_FILE: Final = "events.out.tfevents.0000000000.hparams"
+_PROJECTOR_CONFIG: Final = "projector_config.pbtxt"
+_COPIES_MAX: Final = 256 << 20  # bytes, of all runs
 _NO_EVENTS: Final = "no events yet"
+_HAS_LINKS: Final = "with links among its event files, which are not followed"
 
 
 def _say(line: str) -> None:
-    print("cox tb:", line.replace("\n", " "), file=sys.stderr, flush=True)
+    print("cox tb:", _printable(line, 2000), file=sys.stderr, flush=True)
 
 
-def _stamp(path: str) -> tuple[int, ...]:
+def _stamp(path: str, is_kind: Callable[[int], bool] = stat.S_ISREG) -> tuple[int, ...]:
     """What changes with a regular file; () for any other (a fifo would block)."""
     with contextlib.suppress(OSError):
-        status = os.stat(path)
-        if stat.S_ISREG(status.st_mode):
+        status = os.lstat(path)
+        if is_kind(status.st_mode):
             return status.st_mtime_ns, status.st_size
     return ()
 
@@ -4574,6 +4684,8 @@ def _read_params(run_dir: str, table: str) -> dict[str, Any] | None:
         value: Any = frame[column].iloc[0]
         if isinstance(value, np.floating):
             value = float(str(value))  # a float32 shows as 0.1, not 0.10000000149011612
+        elif isinstance(value, np.generic):
+            value = value.item()
         if kind == OBJECT:
             with contextlib.suppress(Exception):  # which a pickle may raise at will
                 params[column] = _plain_object(value)
@@ -4588,7 +4700,14 @@ class _NameFormatter(string.Formatter):
     def get_field(
         self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[object, str]:
-        return _join_list(kwargs[field_name]), field_name
+        value = kwargs[field_name]
+        is_list = isinstance(value, (list, tuple))
+        return ".".join(map(str, value)) if is_list else value, field_name
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if re.search(r"\d{4}", format_spec):  # a width may be another parameter
+            raise ValueError("a width or precision of over 999")
+        return str(super().format_field(value, format_spec))
 
     def fields(self, format_str: str) -> Iterator[str]:
         """Names of the parameters asked for, in format specs too."""
@@ -4612,7 +4731,9 @@ class _ViewedRun:
     params_stamp: tuple[int, ...] = (-1,)  # of the file of that row
     left_out: str = ""  # why; "" if it may be shown
     name: str = ""  # in the view; "" while it is not there
-    linked_ns: int = -1  # mtime of its tensorboard directory when that was linked
+    has_links: bool = False
+    # stamps of its directories of event files when those were linked, by path
+    linked: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
 
 class _View:
@@ -4630,7 +4751,10 @@ class _View:
         self.asked = [name for name, _ in self.filters]  # parameters a run must have
         self.asked += _NameFormatter().fields(self.format_str or "")
         self.differing: list[str] = []  # parameters that the shown runs do not share
-        self.runs: dict[str, _ViewedRun] = {}  # by exp_id
+        self.runs: dict[str, _ViewedRun] = {}  # by exp_id, the newest first
+        self.room = _COPIES_MAX
+        self.stopped = threading.Event()
+        self.is_whole = threading.Event()  # all runs there were are shown
 
     def check_options(self) -> None:
         """Refuse options that fit none of the runs there are."""
@@ -4638,68 +4762,95 @@ class _View:
         columns = dict.fromkeys(itertools.chain(*(run.params or () for run in known)))
         for name in self.asked:
             if known and name not in columns:
-                has = f"table {self.table!r} has: {', '.join(columns)}"
+                has = f"table {self.table!r} has: {_shorten(columns)}"
                 raise CoxError(f"unknown parameter {name!r}; {has}")
         misfits = [run.left_out for run in known if run.left_out.startswith("--format")]
         if misfits and all(run.left_out for run in known):
             raise CoxError(misfits[0])
 
     def reasons(self) -> collections.Counter[str]:
-        """Count the runs that are not shown, by the reason."""
-        hidden = (run for run in self.runs.values() if not run.name)
-        return collections.Counter(run.left_out or _NO_EVENTS for run in hidden)
+        """Count the runs that are not shown, or not all of, by the reason."""
+        runs = self.runs.values()
+        hidden = (run for run in runs if not run.name and not run.has_links)
+        reasons = collections.Counter(run.left_out or _NO_EVENTS for run in hidden)
+        reasons.update(_HAS_LINKS for run in runs if run.has_links)
+        return reasons
 
     def summary(self) -> str:
         """One line: how many runs are shown, and why the others are not."""
         if not self.runs:
-            return f"no runs in {self.directory} yet; they will show once they start"
-        reasons = self.reasons()
-        shown = len(self.runs) - sum(reasons.values())
+            return f"no runs in {self.directory} yet{self._elsewhere()}"
+        shown = sum(bool(run.name) for run in self.runs.values())
         line = f"showing {shown} of {len(self.runs)} runs in {self.directory}"
-        why = ", ".join(f"{count} ({reason})" for reason, count in reasons.items())
+        reasons = self.reasons().items()
+        why = ", ".join(f"{count} ({reason})" for reason, count in reasons)
         return f"{line}; left out: {why}" if why else line
 
-    def watch(self, stopped: threading.Event) -> None:
+    def _elsewhere(self) -> str:
+        """Where the runs may be that are not in the directory."""
+        parent = os.path.dirname(self.directory)
+        for above in parent, os.path.dirname(parent):
+            if _is_run(above):
+                return f"; it is part of a run: try --logdir {above}"
+        with os.scandir(self.directory) as entries:
+            some = itertools.islice(entries, 1000)
+            paths = [e.path for e in some if e.is_dir() and os.access(e, os.R_OK)]
+        if below := [path for path in paths if _list_runs(path)]:
+            return f"; there are in {_shorten(below, 3)}: try one as --logdir"
+        return "; they will show once they start"
+
+    def watch(self) -> None:
         """Refresh until stopped; each new trouble is printed once."""
-        said = {_NO_EVENTS, *self.reasons()}
-        while not stopped.wait(_REFRESH_INTERVAL_S):
+        said = {_NO_EVENTS}
+        while not self.stopped.is_set():
             try:
                 self.refresh()
                 news, line = set(self.reasons()), self.summary()
-            except OSError as err:
-                news, line = {str(err)}, str(err)
-            if news - said:
+            except Exception as err:  # whatever a run has in it, the others go on
+                news, line = {str(err)}, f"cannot look for runs: {err}"
+            is_first = not self.is_whole.is_set()
+            if (is_first or news - said) and not self.stopped.is_set():
                 _say(line)
             said |= news
+            self.is_whole.set()
+            self.stopped.wait(_REFRESH_INTERVAL_S)
 
     def refresh(self) -> None:
         """Bring the view up to date; an unchanged run costs two or three ``stat``."""
-        listed = [e for e in _list_runs(self.directory) if self.only in ("", e)]
-        for exp_id in self.runs.keys() - set(listed):
-            self._hide(self.runs.pop(exp_id))
-        has_new_params = False
-        for exp_id in listed:
-            run = self.runs.setdefault(exp_id, _ViewedRun())
-            if run.params is None:
-                has_new_params |= self._find_params(exp_id, run)
-        if has_new_params:
-            runs = self.runs.values()
-            shown = [run.params for run in runs if run.params and not run.left_out]
-            columns = dict.fromkeys(itertools.chain(*shown))
-            texts = {c: {str(params.get(c)) for params in shown} for c in columns}
-            self.differing = [column for column, seen in texts.items() if len(seen) > 1]
+        self.read()
         for exp_id, run in self.runs.items():
+            if self.stopped.is_set():
+                return
             if not run.left_out:
                 try:
                     self._link(exp_id, run)
-                except OSError as err:  # no room for the view
+                except Exception as err:  # no room for the view, say
                     self._hide(run)
-                    run.left_out = str(err.strerror)
+                    run.left_out = _printable(getattr(err, "strerror", None) or err)
+
+    def read(self) -> None:
+        """Find the runs and their parameters."""
+        listed = [e for e in _list_runs(self.directory) if self.only in ("", e)]
+        for exp_id in self.runs.keys() - set(listed):
+            self._hide(self.runs.pop(exp_id))
+        is_new = False
+        for exp_id in listed:
+            is_new |= exp_id not in self.runs
+            run = self.runs.setdefault(exp_id, _ViewedRun())
+            if run.params is None:
+                is_new |= self._find_params(exp_id, run)
+        if is_new:
+            by_age = sorted(self.runs.items(), key=lambda item: item[1].params_stamp)
+            self.runs = dict(reversed(by_age))
+            shown = [r.params for _, r in by_age if r.params and not r.left_out]
+            columns = dict.fromkeys(itertools.chain(*shown))
+            texts = {c: {str(params.get(c)) for params in shown} for c in columns}
+            self.differing = [column for column, seen in texts.items() if len(seen) > 1]
 
     def _hide(self, run: _ViewedRun) -> None:
         if run.name:
             shutil.rmtree(os.path.join(self.view_dir, run.name), ignore_errors=True)
-            run.name, run.linked_ns = "", -1
+            run.name, run.linked = "", {}
 
     def _find_params(self, exp_id: str, run: _ViewedRun) -> bool:
         """Look for the run's metadata if its file changed; True if it is there now."""
@@ -4728,45 +4879,70 @@ class _View:
         if not all(regex.match(str(params[name])) for name, regex in self.filters):
             return "--filter-param"
         try:
-            self._format(params)
+            self._format(params, "")
         except (ValueError, TypeError, OverflowError) as err:
             return f"--format-str {self.format_str!r}: {err}"
         return ""
 
-    def _format(self, params: dict[str, Any]) -> str:
+    def _format(self, params: dict[str, Any], exp_id: str) -> str:
         if self.format_str is not None:
             return _NameFormatter().vformat(self.format_str, (), params)
-        columns = [column for column in self.differing if column in params]
-        return ",".join(f"{column}={_join_list(params[column])}" for column in columns)
+        texts = {c: str(params[c]) for c in self.differing if c in params}
+        return ",".join(  # [64,32]
+            f"{column}={text.replace(', ', ',') if text[:1] in '[(' else text}"
+            for column, text in texts.items()
+            if text != exp_id
+        )
 
     def _link(self, exp_id: str, run: _ViewedRun) -> None:
-        """Show the run once it has event files; link what is new there.
-
-        A directory is linked as one: what add_scalars adds to it shows by itself.
-        """
-        source = os.path.join(self.directory, exp_id, _TENSORBOARD_DIR)
-        try:
-            mtime_ns = os.stat(source).st_mtime_ns
-            if mtime_ns == run.linked_ns:
-                return
-            with os.scandir(source) as entries:
-                names = sorted(e.name for e in entries if e.is_file() or e.is_dir())
-        except OSError:
+        """Show the run once it has event files; link what is new there."""
+        top = os.path.join(self.directory, exp_id, _TENSORBOARD_DIR)
+        linked = run.linked.items()
+        if linked and all(_stamp(path, stat.S_ISDIR) == then for path, then in linked):
             return
-        if names and not run.name:
+        run.has_links, run.linked = os.path.islink(top), {}
+        copied, configs = "", []  # what the PROJECTOR reads lies below its config
+        for folder, folders, files in () if run.has_links else os.walk(top):
+            # In the order of their names: of a file that comes behind a later one,
+            # TensorBoard drops points.
+            folders.sort()
+            below = os.path.join(folder, "")
+            is_copied = copied != "" and below.startswith(copied)
+            if _PROJECTOR_CONFIG in files and not is_copied:
+                copied, is_copied = below, True
+            for name in sorted(files):
+                if name == _PROJECTOR_CONFIG:
+                    configs.append(below + name)
+                elif _stamp(below + name):
+                    self._place(exp_id, run, below + name, is_copied)
+            run.has_links |= any(os.path.islink(below + n) for n in folders + files)
+            # A file made right after the scan may leave the directory the same time.
+            stamp = _stamp(folder, stat.S_ISDIR)
+            is_settled = stamp and time.time_ns() - stamp[0] > _MTIME_RESOLUTION_NS
+            run.linked[folder] = stamp if is_settled else ()
+        for path in configs:  # last, as they name the others
+            self._place(exp_id, run, path, True)
+
+    def _place(self, exp_id: str, run: _ViewedRun, path: str, is_copied: bool) -> None:
+        """Link a file; copy it for the PROJECTOR, which follows no link."""
+        if not run.name:
             self._add(exp_id, run)
-        # In the order of their names: of a file that comes behind a later one,
-        # TensorBoard drops points.
-        for name in names:
-            link = os.path.join(self.view_dir, run.name, name)
+        top = os.path.join(self.directory, exp_id, _TENSORBOARD_DIR)
+        target = os.path.join(self.view_dir, run.name, os.path.relpath(path, top))
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        if not is_copied or "tfevents" in os.path.basename(path):
             with contextlib.suppress(FileExistsError):
-                os.symlink(os.path.join(source, name), link)
-        # A file made right after the scan may have left the directory the same time.
-        is_settled = time.time_ns() - mtime_ns > _MTIME_RESOLUTION_NS
-        run.linked_ns = mtime_ns if is_settled else -1
+                os.symlink(path, target)
+            return
+        with contextlib.suppress(OSError, CorruptError):
+            size = os.lstat(path).st_size
+            if size <= self.room and _stamp(target)[1:] != (size,):
+                self.room -= size
+                with open(target, "wb") as file:
+                    file.write(_read_file(path))
 
     def _add(self, exp_id: str, run: _ViewedRun) -> None:
-        name = _run_name(self._format(run.params or {}), exp_id)
+        name = _run_name(self._format(run.params or {}, exp_id), exp_id)
         while os.path.lexists(os.path.join(self.view_dir, name)):
             name = f"_{name}"  # "a-b" is run "b" shown as "a", and run "a-b"
         os.mkdir(os.path.join(self.view_dir, name))
@@ -4864,15 +5040,19 @@ def _configure_tensorboard(ours: Sequence[str], rest: Sequence[str]) -> Any:
 
 def _serve(options: argparse.Namespace, rest: Sequence[str]) -> int:
     # Known before it is made, so that a signal at any moment finds what to remove.
-    view_dir = os.path.join(tempfile.gettempdir(), f"cox-tb-{uuid.uuid4().hex}")
+    # In memory if it can be: on a disk, 5,000 runs took 4 s to link, or to remove.
+    is_in_memory = "TMPDIR" not in os.environ and os.access("/dev/shm", os.W_OK)
+    parent = "/dev/shm" if is_in_memory else tempfile.gettempdir()
+    view_dir = os.path.join(parent, f"cox-tb-{uuid.uuid4().hex}")
     ours = f"--logdir={view_dir}", f"--port={options.port}", "--reload_multifile=true"
     title = f"--window_title=cox: {options.logdir}"
     board = _configure_tensorboard([*ours, title], rest)
     # it would let a second SIGTERM kill us before the view is removed
     board._install_signal_handler = lambda *_: None
+    # its file has a name that is easy to guess, in a directory that others write to
+    board._register_info = lambda *_: None
     view = _View(view_dir, options)
-    stopped = threading.Event()
-    watcher = threading.Thread(target=view.watch, args=(stopped,), daemon=True)
+    watcher = threading.Thread(target=view.watch, daemon=True)
     signals = [getattr(signal, s) for s in ("SIGTERM", "SIGHUP") if hasattr(signal, s)]
 
     def ignore_signals() -> None:
@@ -4888,14 +5068,14 @@ def _serve(options: argparse.Namespace, rest: Sequence[str]) -> int:
             signal.signal(signum, stop)
     try:
         os.mkdir(view_dir, 0o700)
-        view.refresh()
+        view.read()
         view.check_options()
-        _say(view.summary())
         watcher.start()
+        view.is_whole.wait(_FIRST_WAIT_S)  # thousands of runs come in one by one
         return 1 if board.main() else 0
     finally:
         ignore_signals()  # another must not stop the removal
-        stopped.set()
+        view.stopped.set()
         if watcher.is_alive():
             watcher.join(5)  # it may hang on a disk that does
         shutil.rmtree(view_dir, ignore_errors=True)
