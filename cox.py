@@ -23,6 +23,7 @@ What a run leaves on disk:
                  .tables/<table>.rows   the table: a header line, fixed-size records
                  .tables/<table>.text   the text of its rows, where it has text columns
                  .tables/lock           held by the one process that writes
+                 .tables/history.jsonl  what ran, when, and how it ended
                  .table_objects/        one file per PICKLE or PYTORCH_STATE value
 
 A row is in the file when ``flush_row`` returns: a process that is killed loses
@@ -31,8 +32,8 @@ written back; ``checkpoint()`` and ``close()`` wait for the disk. Any number of
 processes may read a run while one writes it.
 
 Sections, each building on those above it: errors, on-disk format, utilities,
-values and schema, row files, HDF5, run directory, Table, TensorBoard events,
-event writer, Store, CollectionReader, command line.
+values and schema, row files, HDF5, history, run directory, Table, TensorBoard
+events, event writer, Store, CollectionReader, command line, commands.
 
 SPDX-License-Identifier: MIT
 """
@@ -61,9 +62,11 @@ import collections
 import contextlib
 import copy
 import dataclasses
+import datetime
 import difflib
 import errno
 import functools
+import getpass
 import hashlib
 import importlib.util
 import io
@@ -78,6 +81,7 @@ import pickletools
 import re
 import reprlib
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -89,6 +93,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import types
 import urllib.parse
 import uuid
@@ -98,7 +103,7 @@ import weakref
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import IO, Any, Final, NamedTuple, NoReturn
+from typing import IO, Any, Final, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -884,12 +889,14 @@ class _Rows(NamedTuple):
     texts: bytes  # of these rows, one after another
 
 
+_CRC32: Final = 0xEDB88320  # polynomials, reflected
+_CRC32C: Final = 0x82F63B78
 _CRC_BATCH: Final = 4096  # records whose checks are computed together
 _CRC_LOOP_SIZE: Final = 256  # bytes from which zlib's own loop is the faster one
 
 
-@functools.lru_cache(maxsize=64)
-def _crc_table(length: int, polynomial: int) -> npt.NDArray[np.uint32]:
+@functools.lru_cache(maxsize=16)
+def _make_crc_table(length: int, polynomial: int) -> npt.NDArray[np.uint32]:
     """What a byte adds to the CRC of ``length`` bytes, by position and value."""
     last: npt.NDArray[np.uint32] = np.arange(256, dtype=np.uint32)
     one = np.uint32(1)
@@ -914,7 +921,7 @@ def _crc_records(records: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
     if size > _CRC_LOOP_SIZE or len(records) < 16:
         loop = (zlib.crc32(record.tobytes()) for record in data)
         return np.fromiter(loop, np.uint32, len(records))
-    table = _crc_table(size, 0xEDB88320)
+    table = _make_crc_table(size, _CRC32)
     crcs = np.full(len(records), zlib.crc32(bytes(size)), np.uint32)
     for first in range(0, len(records), _CRC_BATCH):
         part = crcs[first : first + _CRC_BATCH]
@@ -933,7 +940,7 @@ def _crc_texts(
         spans = zip((ends - lengths).tolist(), ends.tolist(), crcs.tolist())
         done = (zlib.crc32(view[a:b], crc) for a, b, crc in spans)
         return np.fromiter(done, np.uint32, len(crcs))
-    table = _crc_table(1, 0xEDB88320)[0]
+    table = _make_crc_table(1, _CRC32)[0]
     order = np.argsort(-lengths, kind="stable")  # those that go on longest come first
     data, at, states = (
         np.frombuffer(text, np.uint8),
@@ -1165,7 +1172,8 @@ def _frame(
     names_index = pd.Index([*made], dtype=object)
     with contextlib.suppress(UnicodeEncodeError):
         names_index = pd.Index([*made])
-    return frame.set_axis(names_index, axis=1)
+    frame.columns = names_index
+    return frame
 
 
 class _TableFile:
@@ -1946,6 +1954,213 @@ def _read_originals(run_dirs: Iterable[str]) -> list[dict[str, _Rows] | CoxError
 
 
 ###############################################################################
+# History
+###############################################################################
+# `.tables/history.jsonl` has a line for each process that wrote the run, from when it
+# began, and one from before it gave up the lock. One that has only the first line is
+# running while the lock is held: the kernel takes it from the dead.
+# None of this may stop a run: what cannot be found out is left out.
+
+_HISTORY_NAME: Final = "history.jsonl"
+_HISTORY_MAX: Final = 1 << 20  # bytes at its end that are read, and of a patch
+_GIT_LIMIT_S: Final = 2.0  # for all that git is asked
+_SECRET: Final = re.compile(
+    "([^=]*(?:key|token|secret|password|credentials?))(=.*)?", re.DOTALL | re.IGNORECASE
+)
+_JOB_IDS: Final = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
+_JOB_VARIABLES: Final = (  # of the environment no others: they may be secret
+    *_JOB_IDS, "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT",
+    "SLURM_PROCID", "PBS_ARRAY_INDEX", "LSB_JOBINDEX", "RANK", "LOCAL_RANK",
+    "WORLD_SIZE", "CUDA_VISIBLE_DEVICES",
+)  # fmt: skip
+
+
+def _mask_secrets(argv: Sequence[str]) -> list[str]:
+    """Return arguments, bounded, without the values of what is named like a secret."""
+    shown = []
+    for before, arg in zip(["", *argv], argv[:256]):
+        name, own = _SECRET.fullmatch(before), _SECRET.fullmatch(arg)
+        if own and own[2]:
+            arg = f"{own[1]}=***"
+        elif name and not name[2] and not arg.startswith("--"):
+            arg = "***"
+        shown.append(arg[:1000])
+    return shown
+
+
+@functools.lru_cache(maxsize=1)
+def _boot_id() -> str:
+    """Return what differs between two starts of a machine, or else its name."""
+    with contextlib.suppress(OSError):
+        return _read_line("/proc/sys/kernel/random/boot_id")
+    return socket.gethostname()
+
+
+def _loaded_versions() -> dict[str, str]:
+    found = {  # without asking: a module may be anything, and import others
+        name: getattr(module, "__dict__", {}).get("__version__")
+        for name, module in list(sys.modules.items())
+        if "." not in name and name not in sys.stdlib_module_names
+    }
+    return {name: value for name, value in found.items() if isinstance(value, str)}
+
+
+def _read_line(*path: str) -> str:
+    with open(os.path.join(*path), encoding="utf-8") as file:
+        return file.readline(4096).strip()
+
+
+def _read_git(folder: str) -> dict[str, Any]:
+    """Return root, branch and commit of the work tree around a folder, by its files."""
+    root, git_dir = folder, os.path.join(folder, ".git")
+    while not os.path.exists(git_dir):
+        if root == os.path.dirname(root):
+            return {}
+        root = os.path.dirname(root)
+        git_dir = os.path.join(root, ".git")
+    found = {"root": root}
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        if os.path.isfile(git_dir):  # of a further worktree, or of a submodule
+            git_dir = os.path.join(root, _read_line(git_dir).removeprefix("gitdir: "))
+        found["commit"] = _read_line(git_dir, "HEAD")
+        if found["commit"].startswith("ref: "):
+            ref = found.pop("commit").removeprefix("ref: ")
+            found["branch"] = ref.removeprefix("refs/heads/")
+            with contextlib.suppress(FileNotFoundError):  # a worktree has none itself
+                git_dir = os.path.join(git_dir, _read_line(git_dir, "commondir"))
+            with contextlib.suppress(FileNotFoundError):
+                return {**found, "commit": _read_line(git_dir, ref)}
+            with open(os.path.join(git_dir, "packed-refs"), encoding="utf-8") as file:
+                lines = map(str.split, file)
+                found["commit"] = next(line[0] for line in lines if line[1:] == [ref])
+    return found
+
+
+@functools.lru_cache(maxsize=1)  # git is asked once
+def _describe_git() -> tuple[dict[str, Any], bytes]:
+    """Return the state of the program's repository, and the patch of its changes."""
+    script = getattr(sys.modules["__main__"], "__file__", None) or "."
+    folders = os.path.dirname(os.path.realpath(script)), os.getcwd()
+    found = next(filter(None, map(_read_git, folders)), {})
+    deadline = time.monotonic() + _GIT_LIMIT_S
+
+    def ask(*args: str) -> bytes:
+        # an optional lock is in the way of the user's commits, fsmonitor is a daemon
+        options = "--no-optional-locks", "-c", "core.fsmonitor=0"
+        return subprocess.run(
+            ["git", "-C", found["root"], *options, *args], stdin=subprocess.DEVNULL,
+            capture_output=True, check=True, timeout=deadline - time.monotonic(),
+        ).stdout  # fmt: skip
+
+    patch = b""
+    with contextlib.suppress(KeyError, OSError, subprocess.SubprocessError):
+        entries = ask("status", "--porcelain").decode(errors="replace").splitlines()
+        # a directory that is new is taken for one of outputs
+        known = [e[:1000] for e in entries if not re.fullmatch(r'\?\? .*/"?', e)]
+        found["changed"] = known[:100]
+        if any(not entry.startswith("??") for entry in entries):
+            patch = ask("diff", "HEAD", "--binary", "--no-ext-diff", "--no-textconv")
+            found["diff_bytes"] = len(patch)
+    return found, patch if len(patch) <= _HISTORY_MAX else b""
+
+
+def _one_line(err: BaseException) -> str:
+    return " ".join(f"{type(err).__name__}: {err}".split())[:1000].removesuffix(":")
+
+
+class _History:
+    """The lines that this process adds to the history of a run."""
+
+    def __init__(self, run_dir: str) -> None:
+        self.is_kept = True
+        self.has_begun = False
+        self._run_dir = run_dir
+        self._handled = 0  # id of the exception that was being handled at the beginning
+
+    def begin(self) -> None:
+        """Say who writes the run, once it does."""
+        if not self.is_kept or self.has_begun:
+            return
+        self._append(
+            host=socket.gethostname,
+            boot=_boot_id,
+            pid=os.getpid,
+            user=getpass.getuser,
+            cwd=os.getcwd,
+            argv=lambda: _mask_secrets(sys.orig_argv),
+            python=lambda: sys.version.split()[0],
+            versions=_loaded_versions,
+            git=lambda: _describe_git()[0],
+            job=lambda: {v: os.environ[v] for v in _JOB_VARIABLES if v in os.environ},
+        )
+        self.has_begun, self._handled = True, id(sys.exc_info()[1])
+        with contextlib.suppress(Exception):
+            if patch := _describe_git()[1]:
+                number = len(_attempts(_read_history(self._run_dir)))
+                name = os.path.join(_TABLES_DIR, f"{number}.patch")
+                _write_file(os.path.join(self._run_dir, name), patch, sync=False)
+
+    def end(self, status: str, err: BaseException | None) -> None:
+        """Say how it went, ``status`` or by exception, before the lock is given up."""
+        if not self.has_begun:
+            return
+        self.has_begun = False
+        facts: dict[str, Callable[[], Any]] = {}
+        is_exit = isinstance(err, SystemExit) and not err.code
+        if err is not None and not is_exit and id(err) != self._handled:
+            status = "interrupted" if isinstance(err, KeyboardInterrupt) else "failed"
+            facts["error"] = lambda: _one_line(err)
+            facts["trace"] = lambda: "".join(traceback.format_exception(err))[-10_000:]
+        unit = 20 if sys.platform == "darwin" else 10  # bytes, or KB
+        self._append(
+            status=lambda: status,
+            **facts,
+            cpu_s=time.process_time,
+            max_rss_mb=lambda: resource.getrusage(0).ru_maxrss >> unit,
+        )
+
+    def _append(self, **facts: Callable[[], Any]) -> None:
+        now = datetime.datetime.now(datetime.timezone.utc)
+        line: dict[str, Any] = {"time": now.isoformat(timespec="milliseconds")}
+        for name, find in facts.items():
+            with contextlib.suppress(Exception):
+                line[name] = find()
+        data = json.dumps(line).encode() + b"\n"
+        path = os.path.join(self._run_dir, _TABLES_DIR, _HISTORY_NAME)
+        with contextlib.suppress(OSError, CorruptError):
+            fd = _open_file(path, _O_APPEND | os.O_CREAT)
+            with open(fd, "rb+", buffering=0) as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+                is_torn = file.read(1) not in (b"", b"\n")
+                file.write(b"\n" * is_torn + data)
+
+
+def _read_history(run_dir: str) -> list[dict[str, Any]]:
+    """Return the lines of a run's history, whoever wrote them, oldest first."""
+    path = os.path.join(run_dir, _TABLES_DIR, _HISTORY_NAME)
+    history = []
+    with contextlib.suppress(FileNotFoundError), open(_open_file(path), "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _HISTORY_MAX))
+        for text in file.read(_HISTORY_MAX).split(b"\n"):
+            with contextlib.suppress(ValueError, RecursionError):
+                if isinstance(line := json.loads(text), dict):
+                    history.append(line)
+    return history
+
+
+def _attempts(history: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Join the first and the last line of each process; a last one has a status."""
+    attempts: list[dict[str, Any]] = []
+    for line in history:
+        if "status" not in line:
+            attempts.append(line)
+        elif attempts and "status" not in attempts[-1]:
+            times = {"time": attempts[-1].get("time"), "ended": line.get("time")}
+            attempts[-1] = attempts[-1] | line | times
+    return attempts
+
+
+###############################################################################
 # Run directory
 ###############################################################################
 # What holds here:
@@ -2166,6 +2381,7 @@ class _Run:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.history = _History(path)
         self.tables_dir = os.path.join(path, _TABLES_DIR)
         self.objects_dir = os.path.join(path, _OBJECTS_DIR)
         self.store_path = os.path.join(path, _STORE_NAME)
@@ -2391,8 +2607,10 @@ class _Run:
         path = _table_path(self.path, name)
         mark = _read_state(self.tables_dir).nrows(path)
         mark = self._ends.get(name, (mark, 0))[0]
-        self.writers[name] = _RowWriter(path, schema, mark, self._is_locked)
-        return self.writers[name]
+        writer = _RowWriter(path, schema, mark, self._is_locked)
+        self.history.begin()
+        self.writers[name] = writer
+        return writer
 
     def _close_writer(self, name: str) -> None:
         writer = self.writers.pop(name)
@@ -2517,8 +2735,8 @@ class _Run:
         _log.warning("kept %s as %s: %s", *paths, reason)
         return []
 
-    def close(self) -> None:
-        """Export if anything changed, and give up the lock.
+    def close(self, status: str = "ended", err: BaseException | None = None) -> None:
+        """Export if anything changed, say how it went, and give up the lock.
 
         Raises:
             StorageError: store.h5 could not be written. The run stays open: the
@@ -2532,6 +2750,7 @@ class _Run:
                 if self.is_changed:  # rows that other threads logged meanwhile
                     self.checkpoint()
                 if not self.is_busy:  # else a signal handler came amid a row: later
+                    self.history.end(status, err)
                     self._release()
         finally:
             if self.is_lost():
@@ -2565,6 +2784,7 @@ class _Run:
             "in the child, or send the rows to the parent"
         )
         self.is_busy = self._is_exporting = False
+        self.history.has_begun = False  # the last line is the parent's
         self.lock, self._export_lock = threading.RLock(), threading.RLock()
         with contextlib.suppress(OSError):
             self._release()
@@ -2575,13 +2795,16 @@ class _Run:
         # names of this module may be None, but atexit has been here.
         if is_late() or self._is_exporting:
             return
+        # where there is a prompt, the last exception is of something before
+        error = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
         try:
-            self.close()
+            self.close(err=error)
         except Exception as err:
             is_ours = isinstance(err, CoxError)  # then the message says it all
             _log.error("%s: %s", self.store_path, err, exc_info=not is_ours)
             with self.lock, contextlib.suppress(OSError):
                 if not self.is_busy:
+                    self.history.end("ended", error)
                     self._release()
 
     __del__ = close_at_last
@@ -2590,7 +2813,7 @@ class _Run:
 class _Handle:
     """A Store's hold on its run, shared with its Tables: each Store closes its own."""
 
-    def __init__(self, path: str, mode: str) -> None:
+    def __init__(self, path: str, mode: str, history: bool) -> None:
         self.mode = mode
         self.refusal = ""  # why this Store may not write, though the run may
         key = os.path.realpath(path)
@@ -2601,6 +2824,7 @@ class _Handle:
             self.run = run
             self._is_user = mode != "r"
             run.users += self._is_user
+            run.history.is_kept &= history
         if mode == "r":
             self.refusal = "it was opened with mode 'r'; open it with mode 'a'"
 
@@ -2609,7 +2833,9 @@ class _Handle:
         with self.run.lock:
             if self.refusal:
                 self.claim()
-            return self.run.create_table(name, schema)
+            schema = self.run.create_table(name, schema)
+            self.run.history.begin()
+            return schema
 
     def claim(self) -> None:
         """Take the run's lock before a write, as :meth:`_Run.claim`."""
@@ -2618,7 +2844,7 @@ class _Handle:
             raise WriteRefusedError(what)
         self.run.claim()
 
-    def close(self) -> None:
+    def close(self, status: str, err: BaseException | None) -> None:
         """Write store.h5 if it lacks anything; the last to close frees the run."""
         run = self.run
         if run.is_changed:
@@ -2628,7 +2854,7 @@ class _Handle:
             is_last, was_user, self._is_user = not run.users, self._is_user, False
         try:
             if is_last and was_user:
-                run.close()
+                run.close(status, err)
         except BaseException:
             run.users += 1
             self._is_user = True
@@ -2651,12 +2877,13 @@ _runs_by_path: Final[weakref.WeakValueDictionary[str, _Run]] = (
 _runs_lock = threading.RLock()
 
 
-def _flock(fd: int) -> bool | None:
-    """Take the exclusive lock; False if another has it, None if there are no locks."""
+def _flock(fd: int, shared: bool = False) -> bool | None:
+    """Take the lock; False if another has it, None if there are no locks."""
     if fcntl is None:
         return None
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except OSError as err:
         if err.errno in (errno.EWOULDBLOCK, errno.EACCES):
             return False
@@ -2664,6 +2891,19 @@ def _flock(fd: int) -> bool | None:
             return None
         raise
     return True
+
+
+def _has_writer(run_dir: str) -> bool | None:
+    """Look whether a run's lock is held; None where there is none."""
+    try:
+        fd = _open_file(os.path.join(run_dir, _TABLES_DIR, _LOCK_NAME))
+    except FileNotFoundError:
+        return None
+    try:
+        is_free = _flock(fd, shared=True)
+        return None if is_free is None else not is_free
+    finally:
+        os.close(fd)
 
 
 def _close_runs() -> None:
@@ -2753,7 +2993,9 @@ class Table:
     def __reduce__(self) -> tuple[Any, ...]:
         folder, exp_id = os.path.split(self._run.path)
         mode = "r" if self._handle.mode == "r" else "a"
-        return operator.getitem, (Store(folder, exp_id, mode=mode), self.name)
+        is_kept = self._run.history.is_kept
+        store = Store(folder, exp_id, mode=mode, history=is_kept)
+        return operator.getitem, (store, self.name)
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -3061,23 +3303,9 @@ def _as_float(value: Any) -> float:
 _CRC_BLOCK: Final = 256  # bytes
 
 
-def _make_crc_table(length: int) -> npt.NDArray[np.uint32]:
-    """What a byte adds to the CRC-32C of ``length`` bytes, by position and value."""
-    last: npt.NDArray[np.uint32] = np.arange(256, dtype=np.uint32)
-    one, polynomial = np.uint32(1), np.uint32(0x82F63B78)  # reflected
-    for _ in range(8):
-        last = last >> one ^ (last & one) * polynomial
-    table = np.empty((length, 256), np.uint32)
-    table[-1] = last
-    for position in range(length - 2, -1, -1):
-        after = table[position + 1]
-        table[position] = last[after & 255] ^ after >> 8
-    return table
-
-
 # A CRC is linear: that of a whole is the XOR of what each byte adds at its place.
 # So blocks are summed by numpy, and of a record only the bytes that change.
-_CRC_TABLE: Final = _make_crc_table(_CRC_BLOCK)
+_CRC_TABLE: Final = _make_crc_table(_CRC_BLOCK, _CRC32C)
 _CRC_ROWS: Final = np.arange(0, _CRC_BLOCK * 256, 256)
 _CRC_FIRST: Final = _CRC_TABLE[:4].tolist()
 
@@ -3295,7 +3523,7 @@ class _ScalarRecord:
         places = (ends[1:-1, None] + np.arange(-4, 0)).ravel()
         self._pack = struct.Struct(f"<{len(tags) - 1}f").pack
         self._split = struct.Struct("4s" * (len(tags) - 1)).unpack
-        table = _make_crc_table(len(data))[places]
+        table = _make_crc_table(len(data), _CRC32C)[places]
         self._rows = np.arange(0, table.size, 256)
         self._table = table.ravel()
         self._tables = table.tolist() if len(places) <= _LOOP_MAX else None
@@ -4057,6 +4285,7 @@ class Store:
         exp_id: str | None = None,
         new: bool = False,
         mode: str = "a",
+        history: bool = True,
     ) -> None:
         """Make a run, or open the one that is there.
 
@@ -4070,6 +4299,7 @@ class Store:
             mode: ``a`` to read and append; ``r`` to read, which makes nothing;
                 ``w`` to begin the run afresh: its tables, their objects and its event
                 files are erased, ``save`` is not.
+            history: Record what ran and how it ended; see :attr:`history`.
 
         Raises:
             StoreExistsError: ``new`` is set and the run exists.
@@ -4090,7 +4320,7 @@ class Store:
         self.path = os.path.join(folder, exp_id)
         self.save_dir = os.path.join(self.path, _SAVE_DIR)
         self.tb_dir = os.path.join(self.path, _TENSORBOARD_DIR)
-        self._handle = _Handle(self.path, mode)
+        self._handle = _Handle(self.path, mode, history)
         self._tables: dict[str, Table] = {}
         self._writer: Any = None if mode == "r" else EventWriter(self.tb_dir)
         exists = _is_run(self.path)
@@ -4133,7 +4363,8 @@ class Store:
 
     def __reduce__(self) -> tuple[Any, ...]:
         mode = "r" if self._handle.mode == "r" else "a"  # "w" would erase it again
-        return Store, (os.path.dirname(self.path), self.exp_id, False, mode)
+        is_kept = self._handle.run.history.is_kept
+        return Store, (os.path.dirname(self.path), self.exp_id, False, mode, is_kept)
 
     def __del__(self) -> None:
         # a notebook's cell that is run again finds the run free, though a table of
@@ -4170,6 +4401,16 @@ class Store:
     def keys(self) -> Collection[str]:
         """The names of the run's tables."""
         return self.tables.keys()
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """What wrote this run and how that ended, as it was recorded.
+
+        A dict for each process that made a table or wrote a row (``time``, ``host``,
+        ``argv``, ``git``, ``job``, ...), and behind it one with a ``status`` if it did
+        not die: ``done``, ``failed``, ``interrupted``, or ``ended`` if it did not say.
+        """
+        return _read_history(self.path)
 
     def add_table(self, table_name: str, schema: Mapping[str, Any]) -> Table:
         """Make a table; if it is there with the same schema, open it to go on.
@@ -4315,7 +4556,8 @@ class Store:
                     self.path,
                     table.name,
                 )
-        self._handle.close()
+        # set in `with` and `finally` too, where an exception is on its way
+        self._handle.close("done", sys.exc_info()[1])
 
 
 ###############################################################################
@@ -4325,6 +4567,10 @@ class Store:
 # state along: so they run as well in a thread, in a process, or on another host.
 
 _BATCH_SIZE: Final = 250  # runs
+_SUMMARY: Final = (  # what CollectionReader.runs() says of each run
+    *("status", "started", "seconds", "attempts", "host", "job", "commit", "error"),
+)
+_T = TypeVar("_T")
 
 
 def _read_each(
@@ -4346,6 +4592,114 @@ def _read_rows_batch(
     """Read a table of several runs, to be joined as bytes."""
     found, errors = _read_each(_read_rows, first, run_dirs, name)
     return _merge_rows(rows._replace(sources=[i]) for i, rows in found.items()), errors
+
+
+def _plain_rows(rows: _Rows) -> list[dict[str, Any]]:
+    """Return rows as plain values, running no code of whoever wrote them.
+
+    Left out are values in files of their own, those of other than builtin types, and
+    what is damaged.
+    """
+    columns = _decode_header(rows.header).columns.items()
+    records = np.frombuffer(rows.records, _decode_header(rows.header).dtype)
+    plain, end = [], 0
+    for record in records.tolist():
+        row: dict[str, Any] = {}
+        for (name, kind), value in zip(columns, record[1:]):
+            is_text, start = not _KINDS[kind].code, end
+            end += value if is_text else 0
+            with contextlib.suppress(Exception):  # which a pickle may raise at will
+                if is_text:
+                    value = rows.texts[start:end].decode("utf-8", "surrogatepass")
+                elif kind.startswith("float"):  # a float32 is 0.1, not 0.10000000149
+                    value = float(str(_KINDS[kind].type(value)))
+                if not _KINDS[kind].is_file:
+                    row[name] = _plain_object(value) if kind == OBJECT else value
+        plain.append(row)
+    return plain
+
+
+def _read_params(run_dir: str, table: str) -> dict[str, Any] | None:
+    """Read the first row of a run's metadata; None while there is none."""
+    with contextlib.suppress(NotFoundError):
+        for row in _plain_rows(_read_ends(run_dir, table, first=1)[1]):
+            return row
+    return None
+
+
+def _wall_time(text: object) -> float:
+    """Return seconds since the epoch; NaN for what is no time."""
+    with contextlib.suppress(ValueError, OverflowError):
+        return datetime.datetime.fromisoformat(str(text)).timestamp()
+    return math.nan
+
+
+def _short_time(seconds: float) -> str:
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f}{unit}"
+    return "" if math.isnan(seconds) else f"{seconds:.0f}s"
+
+
+def _typed(line: Mapping[str, Any], key: str, default: _T) -> _T:
+    """Return what a line of a history has, if it is of the type of ``default``."""
+    value = line.get(key)
+    return value if isinstance(value, type(default)) else default
+
+
+def _look_at(run_dir: str) -> tuple[str, list[dict[str, Any]]]:
+    """Return how a run is, in a word, and its attempts."""
+    history = _read_history(run_dir)
+    while attempts := _attempts(history):
+        if "status" in attempts[-1]:
+            return _typed(attempts[-1], "status", ""), attempts
+        if has_writer := _has_writer(run_dir):
+            return "running", attempts
+        history, last = _read_history(run_dir), history
+        if history != last:  # it ended, or was taken up, between the two looks
+            continue
+        if has_writer is False and attempts[-1].get("boot") == _boot_id():
+            return "dead", attempts
+        with os.scandir(os.path.join(run_dir, _TABLES_DIR)) as entries:
+            rows = [e.stat().st_mtime for e in entries if e.name.endswith(_ROWS_SUFFIX)]
+        return f"silent {_short_time(time.time() - max(rows, default=0))}", attempts
+    return "", []
+
+
+def _summarize(run_dir: str) -> dict[str, Any]:
+    """Return a run's history as one row, of the last attempt; anyone may write one."""
+    status, attempts = _look_at(run_dir)
+    last = attempts[-1] if attempts else {}
+    git: dict[str, Any] = _typed(last, "git", {})
+    job: dict[str, Any] = _typed(last, "job", {})
+    started, ended = _wall_time(last.get("time")), _wall_time(last.get("ended"))
+    ended = time.time() if status == "running" else ended
+    job_ids = (_typed(job, name, "") for name in _JOB_IDS)
+    commit = _typed(git, "commit", "")[:8] + ("+" if git.get("changed") else "")
+    host, error = (_typed(last, key, "") for key in ("host", "error"))
+    values = status, started, ended - started, len(attempts), host
+    return dict(zip(_SUMMARY, (*values, "".join(job_ids), commit, error)))
+
+
+def _summarize_batch(
+    first: int, run_dirs: list[str], params: str, last: Sequence[str]
+) -> tuple[dict[int, dict[str, Any]], dict[int, Exception]]:
+    """Return a row for each run, as far as it can be read, and what is broken."""
+    summaries: dict[int, dict[str, Any]] = {}
+    errors: dict[int, Exception] = {}
+    for source, run_dir in enumerate(run_dirs, first):
+        row = summaries[source] = {}
+        try:
+            row |= _summarize(run_dir)
+            for name, value in (_read_params(run_dir, params) or {}).items():
+                row[f"{params}/{name}" if name in _SUMMARY else name] = value
+            for table in last:
+                with contextlib.suppress(NotFoundError):
+                    for values in _plain_rows(_read_ends(run_dir, table, last=1)[1]):
+                        row |= {f"{table}/{name}": v for name, v in values.items()}
+        except Exception as err:
+            errors[source] = err
+    return summaries, errors
 
 
 _read_headers_batch: Final = functools.partial(_read_each, _read_headers)
@@ -4525,6 +4879,42 @@ class CollectionReader:
             joined.index = pd.RangeIndex(len(joined))
         return joined
 
+    def runs(
+        self, params: str = "metadata", last: Collection[str] = ()
+    ) -> pd.DataFrame:
+        """Say of every run how it went, with what parameters, and where it is now.
+
+        Args:
+            params: Table whose first row has a run's parameters.
+            last: Tables whose last row to take, as columns ``table/column``. Only
+                that row is read.
+
+        Returns:
+            Frame with a row per run, by exp_id. Columns ``status``, ``started`` and
+            ``seconds`` (of the last attempt), ``attempts``, ``host``, ``job``,
+            ``commit`` (``+``: with changes), ``error``; then the parameters and last
+            rows, without objects that only code of others could make.
+
+            The status is ``done``, ``failed`` or ``interrupted`` (by an exception),
+            ``ended`` (it did not say how), ``running``, ``dead`` (killed), ``silent
+            3h`` (the same, or running where the lock is not seen from here), or empty
+            where the run has no history. What is broken is warned of and left empty.
+        """
+        last = [last] if isinstance(last, str) else list(last)
+        rows: list[dict[str, Any]] = []
+        batches = self._read_batches(_summarize_batch, self.exp_ids, params, last)
+        for found, errors in batches:
+            rows += found.values()
+            for source, err in errors.items():
+                _log.warning("run %s: %s", _printable(self.exp_ids[source]), err)
+        columns = dict.fromkeys(itertools.chain(_SUMMARY, *rows))
+        ids = pd.Index(self.exp_ids, name="exp_id", dtype=_text_dtype())
+        frame: pd.DataFrame = pd.DataFrame(rows, ids, [*columns])
+        started = frame["started"].astype(float)
+        times = pd.to_datetime(started, unit="s", utc=True, errors="coerce")
+        frame["started"] = times.dt.round("ms")
+        return frame
+
     def _read_groups(self, key: str, exp_ids: list[str], skip: bool) -> list[_Rows]:
         """Read a table of every run, joined by header; say which runs lack it."""
         parts: list[_Rows] = []
@@ -4643,6 +5033,7 @@ def _decoding_error(exp_id: str, name: str, kind: str, err: Exception) -> CoxErr
 
 _REFRESH_INTERVAL_S: Final = 1.0
 _FIRST_WAIT_S: Final = 0.3  # for all runs to be there when TensorBoard looks first
+_TAIL_INTERVAL_S: Final = 0.5
 _MTIME_RESOLUTION_NS: Final = 2 * 10**9  # FAT's, the coarsest there is
 _RUN_NAME_MAX: Final = 255  # bytes, as of any file name
 _UNSAFE_IN_NAME: Final = re.compile("[/\x00-\x1f\x7f\ud800-\udfff]")
@@ -4654,8 +5045,9 @@ _NO_EVENTS: Final = "no events yet"
 _HAS_LINKS: Final = "with links among its event files, which are not followed"
 
 
-def _say(line: str) -> None:
-    print("cox tb:", _printable(line, 2000), file=sys.stderr, flush=True)
+def _say(line: str, command: str = "tb") -> None:
+    text = _printable(f"{command}: {line}".replace("\n", " "), 2000)
+    print("cox", text, file=sys.stderr, flush=True)
 
 
 def _stamp(path: str, is_kind: Callable[[int], bool] = stat.S_ISREG) -> tuple[int, ...]:
@@ -4665,33 +5057,6 @@ def _stamp(path: str, is_kind: Callable[[int], bool] = stat.S_ISREG) -> tuple[in
         if is_kind(status.st_mode):
             return status.st_mtime_ns, status.st_size
     return ()
-
-
-def _read_params(run_dir: str, table: str) -> dict[str, Any] | None:
-    """Read the first row of a run's metadata; None while there is none.
-
-    Left out are values in files of their own, and those of other than builtin types.
-    """
-    try:
-        _, rows = _read_ends(run_dir, table, first=1)
-    except NotFoundError:
-        return None
-    if not rows.counts[0]:
-        return None
-    params = {}
-    frame = _frame(rows.header, [rows], rows.counts[0], None, object).head(1)
-    for column, kind in _decode_header(rows.header).columns.items():
-        value: Any = frame[column].iloc[0]
-        if isinstance(value, np.floating):
-            value = float(str(value))  # a float32 shows as 0.1, not 0.10000000149011612
-        elif isinstance(value, np.generic):
-            value = value.item()
-        if kind == OBJECT:
-            with contextlib.suppress(Exception):  # which a pickle may raise at will
-                params[column] = _plain_object(value)
-        elif not _KINDS[kind].is_file:
-            params[column] = value
-    return params
 
 
 class _NameFormatter(string.Formatter):
@@ -5092,18 +5457,273 @@ def tensorboard_main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+###############################################################################
+# Commands
+###############################################################################
+# Each parses its arguments, asks the reader, and prints. Names and values come from
+# strangers: what is not printable is shown as `?`.
+
+
+def _run_parser(command: str, *runs: str) -> _ArgumentParser:
+    """Return a parser of what the commands other than tb have in common."""
+    parser = _ArgumentParser(f"cox {command}", description=_COMMANDS[command][1])
+    for run in runs:
+        parser.add_argument(run, help="start of an exp_id, or a run's directory")
+    if runs:
+        parser.add_argument("-d", "--dir", default=".", help="directory of the runs")
+    table = "table of the parameters"
+    parser.add_argument("--metadata-table", default="metadata", help=table)
+    return parser
+
+
+def _find_run(run: str, directory: str) -> str:
+    """Return the path of a run, given that or the start of its id."""
+    if _is_run(run):
+        return os.path.abspath(run)
+    if not os.path.isdir(directory):
+        raise CoxError(f"no such directory: {directory}")
+    exp_ids = [exp_id for exp_id in _list_runs(directory) if exp_id.startswith(run)]
+    exp_ids = [run] if run in exp_ids else exp_ids
+    if len(exp_ids) != 1:
+        found = _shorten(exp_ids) or "none"
+        raise CoxError(f"no single run in {directory} begins with {run!r}: {found}")
+    return os.path.join(os.path.abspath(directory), exp_ids[0])
+
+
+def _print_table(
+    command: str, columns: Mapping[str, Iterable[Any]], start: int = 0, width: int = 0
+) -> None:
+    """Print the columns that the terminal has room for; say which it has not.
+
+    Line 0 has the names, of which a ``start`` at 1 prints none. Numbers are to the
+    right, in columns of at least ``width``.
+    """
+    room, lines, left_out = shutil.get_terminal_size().columns, [], []
+    limit = max(12, room // 4)
+    for name, values in columns.items():
+        values = ["" if v is None or v != v else v for v in values]
+        is_text = any(isinstance(v, str) and v for v in values)
+        texts = (f"{v:.4g}" if isinstance(v, float) else v for v in values)
+        cells = [_printable(text, limit) for text in (name, *texts)]
+        size = max(width, *map(len, cells))
+        if size > room:
+            left_out.append(name)
+            continue
+        room -= size + 2
+        lines.append([c.ljust(size) if is_text else c.rjust(size) for c in cells])
+    for line in itertools.islice(zip(*lines), start, None):
+        print("  ".join(line).rstrip())
+    if left_out and not start:
+        _say(f"no room for {_shorten(left_out)}", command)
+
+
+def _print_facts(facts: Mapping[str, Any], indent: str = "") -> None:
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            print(indent + _printable(name))
+            _print_facts(value, indent + "  ")
+            continue
+        text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        for line in text.splitlines():
+            print(f"{indent}{_printable(name):10}  {_printable(line, 1000)}")
+            name = ""
+
+
+def _read_runs(directory: str, params: str) -> tuple[str, pd.DataFrame]:
+    """Return where runs are, and of each what `cox ls` knows, the newest first."""
+    only = ""
+    if _is_run(directory):
+        directory, only = os.path.split(os.path.abspath(directory))
+    reader = CollectionReader(
+        directory, False, exp_filter=lambda e: only in ("", e), skip_errs=True
+    )
+    last = [table for table in reader.tables if table != params]
+    frame = reader.runs(params, last).sort_values("started", ascending=False)
+    short = {c: c[len(t) + 1 :] for t in last for c in frame if c.startswith(f"{t}/")}
+    uses = collections.Counter([*frame, *short.values()])
+    short = {column: name for column, name in short.items() if uses[name] == 1}
+    return directory, frame.rename(columns=short)
+
+
+def _print_runs(frame: pd.DataFrame, is_chosen: bool) -> None:
+    """Print the columns asked for, or else those that tell the runs apart."""
+    uuid_end = re.compile("(?<=^[0-9a-f]{8})-[-0-9a-f]{27}$")
+    columns: dict[str, Iterable[Any]] = {}
+    columns["run"] = [uuid_end.sub("", exp_id) for exp_id in frame.index]
+    for name, values in frame.items():
+        seen = set(map(str, values))
+        is_told = len(seen) > 1 or (len(frame) == 1 and seen != {""})
+        is_told &= name not in ("attempts", "host", "job", "commit")
+        if name == "started":
+            ages = pd.to_datetime(time.time(), unit="s", utc=True) - values
+            columns[name] = map(_short_time, ages.dt.total_seconds())
+        elif name == "seconds":
+            columns["took"] = map(_short_time, values)
+        elif is_chosen or is_told or name == "status":
+            columns[str(name)] = values
+    _print_table("ls", columns)
+
+
+def _ls(argv: list[str]) -> int:
+    parser = _run_parser("ls")
+    add = parser.add_argument
+    add("directory", nargs="?", default=".", help="directory of runs, or a run")
+    add("-w", "--where", default="", metavar="QUERY", help="as of pandas: 'lr < 0.2'")
+    add("-s", "--sort", default="", metavar="COLUMN", help="-s loss; down: -s -loss")
+    add("-c", "--columns", default="", metavar="A,B", help="columns to show")
+    add("-n", "--limit", type=int, help="at most so many; default: 50 on a terminal")
+    add("-q", "--quiet", action="store_true", help="paths only, quoted for xargs")
+    add("--csv", action="store_true", help="all columns, with full values")
+    add("--json", action="store_true", help="the same, an object per line")
+    if "-s" in argv[:-1]:  # argparse would take -loss for an option
+        at = argv.index("-s")
+        argv[at : at + 2] = [f"-s{argv[at + 1]}"]
+    options = parser.parse_args(argv)
+    directory, frame = _read_runs(options.directory, options.metadata_table)
+    try:
+        if options.where:
+            frame = frame.query(options.where, engine="python")
+        if by := options.sort.removeprefix("-"):
+            frame = frame.sort_values(by, ascending=by == options.sort, kind="stable")
+        shown = frame[options.columns.split(",")] if options.columns else frame
+    except Exception as err:  # of an expression, anything
+        raise CoxError(f"{err!r}; columns: {', '.join(map(str, frame))}") from err
+    is_long = options.limit is None and sys.stdout.isatty()
+    shown = shown.iloc[: 50 if is_long else options.limit]
+    if options.quiet or options.csv or options.json:
+        _export_runs(shown, directory, options)
+    else:
+        _print_runs(shown, bool(options.columns))
+        words = (status.split(" ")[0] or "unknown" for status in frame["status"])
+        counts = collections.Counter(words).most_common()
+        text = ", ".join(f"{count} {word}" for word, count in counts)
+        print(_printable(f"{len(frame)} runs: {text}"))
+    if len(shown) < len(frame):
+        _say(f"{len(shown)} of {len(frame)} runs are shown; see -n", "ls")
+    return 0
+
+
+def _export_runs(
+    frame: pd.DataFrame, directory: str, options: argparse.Namespace
+) -> None:
+    """Print for programs: what no JSON number or CSV line can be is left out."""
+    if options.csv:
+        safe = frame.map(lambda v: _printable(v, len(v)) if isinstance(v, str) else v)
+        print(safe.rename(index=_printable, columns=_printable).to_csv(), end="")
+        return
+    for row in frame.reset_index().to_dict("records"):
+        path = os.path.join(directory, row["exp_id"])
+        finite = {
+            k: v for k, v in row.items() if v == v and v not in (math.inf, -math.inf)
+        }
+        text = shlex.quote(_printable(path, len(path)))
+        print(text if options.quiet else json.dumps(finite, default=str))
+
+
+def _last_rows(run_dir: str, but: str = "") -> dict[str, dict[str, Any]]:
+    """Return the last row of each table, and behind it the number of rows."""
+    found = {}
+    for name in sorted(_read_headers(run_dir).keys() - {but}):
+        count, rows = _read_ends(run_dir, name, last=1)
+        found[name] = dict(*_plain_rows(rows), rows=count)
+    return found
+
+
+def _show(argv: list[str]) -> int:
+    options = _run_parser("show", "run").parse_args(argv)
+    run_dir = _find_run(options.run, options.dir)
+    status, attempts = _look_at(run_dir)
+    facts: dict[str, Any] = {"run": run_dir, "status": status}
+    facts |= {f"attempt {number}": line for number, line in enumerate(attempts, 1)}
+    facts["parameters"] = _read_params(run_dir, options.metadata_table) or {}
+    _print_facts(facts | {"last rows": _last_rows(run_dir)})
+    return 0
+
+
+def _diff(argv: list[str]) -> int:
+    options = _run_parser("diff", "run", "other").parse_args(argv)
+    both: list[dict[str, str]] = []
+    for run in options.run, options.other:
+        run_dir = _find_run(run, options.dir)
+        last = (_look_at(run_dir)[1] or [{}])[-1]
+        git: dict[str, Any] = _typed(last, "git", {})
+        facts = {"argv": last.get("argv")} | {f"git {k}": v for k, v in git.items()}
+        facts |= _read_params(run_dir, options.metadata_table) or {}
+        for table, row in _last_rows(run_dir, options.metadata_table).items():
+            facts |= {f"{table}/{column}": value for column, value in row.items()}
+        both.append({name: str(value) for name, value in facts.items()})
+    first, second = both
+    names = [n for n in first | second if first.get(n) != second.get(n)]
+    for name in names:
+        values = first.get(name, ""), second.get(name, "")
+        _print_facts({name: dict(zip((options.run, options.other), values))})
+    return 1 if names else 0
+
+
+def _tail(argv: list[str]) -> int:
+    parser = _run_parser("tail", "run")
+    add = parser.add_argument
+    add("-t", "--table", help="default: the one with most rows")
+    add("-n", "--rows", type=int, default=10, help="how many; default: 10")
+    add("-f", "--follow", action="store_true", help="go on with rows as they come")
+    options = parser.parse_args(argv)
+    run_dir = _find_run(options.run, options.dir)
+    counts = {name: row["rows"] for name, row in _last_rows(run_dir).items()}
+    if not counts:
+        raise CoxError(f"{run_dir} has no table yet")
+    table = options.table or max(counts, key=counts.__getitem__)
+    seen, start = max(0, _read_ends(run_dir, table)[0] - options.rows), 0
+    while True:
+        new = _read_ends(run_dir, table)[0] - seen
+        if new < 0:  # the table was begun afresh
+            new, seen = new + seen, 0
+        if new:
+            count, rows = _read_ends(run_dir, table, last=new + 1000)  # more may come
+            plain, seen = _plain_rows(rows)[seen - count :], count
+            columns = {name: [row.get(name) for row in plain] for name in plain[0]}
+            _print_table("tail", columns, start, width=10)
+            sys.stdout.flush()
+            start = 1
+        if not options.follow:
+            return 0
+        time.sleep(_TAIL_INTERVAL_S)
+
+
+_COMMANDS: Final[Mapping[str, tuple[Callable[[list[str]], int], str]]] = {
+    "ls": (_ls, "List runs: how they went, what differs, their last values."),
+    "show": (_show, "Show a run: its history, parameters and last rows."),
+    "diff": (_diff, "Show what differs between two runs; exit 1 if anything does."),
+    "tail": (_tail, "Show the last rows of a table, or follow it with -f."),
+    "tb": (tensorboard_main, "Show all runs of a directory in one TensorBoard, live."),
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``cox``, whose one command is ``tb``."""
+    """Run ``cox``; return the status of the process."""
     args = sys.argv[1:] if argv is None else list(argv)
-    if args[:1] == ["tb"]:
-        return tensorboard_main(args[1:])
+    command = args[0] if args else "no command"
     if args == ["--version"]:
         print("cox", __version__)
         return 0
-    is_help = args in (["-h"], ["--help"])
-    stream = sys.stdout if is_help else sys.stderr
-    print("usage: cox tb --logdir DIR [options] (see cox tb --help)", file=stream)
-    return 0 if is_help else 2
+    if command in ("-h", "--help"):
+        print("usage: cox COMMAND [options] (see cox COMMAND --help)\n")
+        for name, (_, text) in _COMMANDS.items():
+            print(f"  {name:6}{text}")
+        return 0
+    try:
+        if command not in _COMMANDS:
+            raise CoxError(f"not one of {', '.join(_COMMANDS)} (see cox --help)")
+        status = _COMMANDS[command][0](args[1:])
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # of `cox ls | head`; nor may the exit meet it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (CoxError, OSError) as err:
+        _say(str(err), command)
+        return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 ###############################################################################

@@ -27,6 +27,7 @@ import pickle
 import random
 import re
 import resource
+import shlex
 import shutil
 import signal
 import socket
@@ -527,12 +528,8 @@ def test_a_run_shows_exactly_save_store_and_tensorboard(out):
         assert (out / exp_id / ".tables").is_dir()
         store.add_table("a/b", SCHEMA)
         store.add_table("numbers", {"x": float})
-    files = {p.name for p in (out / exp_id / ".tables").iterdir()}
-    assert files - {"lock", "state.json"} == {
-        "a%2Fb.rows",
-        "a%2Fb.text",
-        "numbers.rows",
-    }
+    files = {p.name for p in (out / exp_id / ".tables").glob("*.[rt]*")}
+    assert files == {"a%2Fb.rows", "a%2Fb.text", "numbers.rows"}
 
 
 def test_no_absolute_path_is_stored(out, tmp_path):
@@ -1915,6 +1912,455 @@ def test_pickled_columns_run_only_when_decoded(out, tmp_path):
     for kept in ("o", "p"):
         reader.df("t", keep_serialized=[kept])
         bomb.rmdir()  # it went off
+
+
+###############################################################################
+# History
+###############################################################################
+
+# Forks once per ending, so that each is that of a process, for the price of one.
+ENDINGS = """
+import atexit, multiprocessing, os, signal, sys
+atexit.register(os._exit, 0)  # comes last: to free all that is imported takes long
+from cox import Store
+
+def log(exp_id, **options):
+    store = Store(sys.argv[1], exp_id, **options)
+    store.add_table("t", {"x": float}).append_row({"x": 1})
+    return store
+
+def log_and_return(exp_id):
+    log(exp_id)
+
+def end(name):
+    global store
+    if name in ("fork", "spawn"):
+        start = multiprocessing.get_context(name).Process
+        worker = start(target=log_and_return, args=[name])
+        worker.start()
+        return worker.join()
+    if name.endswith("in with"):
+        with log(name) as store:
+            sys.exit(0 if "0" in name else 3)
+    if name == "parent":
+        store = log(name)
+        if not os.fork():
+            sys.exit()
+        os.wait()
+        store.close()
+        os._exit(0)
+    if name == "requeue":
+        if not os.fork():
+            log(name)
+            os._exit(1)
+        os.wait()
+        return log(name).close()
+    store = log(name, history=name != "no history")
+    if name == "raise":
+        raise RuntimeError("out\\nof memory")
+    if name == "ctrl-c":
+        signal.raise_signal(signal.SIGINT)
+    if name == "prompt":
+        sys.ps1 = ">>> "
+        raise RuntimeError
+    if name in ("SIGTERM", "SIGKILL"):
+        os.kill(os.getpid(), getattr(signal, name))
+    if name == "_exit":
+        os._exit(0)
+    if name == "exit":
+        sys.exit(3)
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    log("closed").close()  # so that those forked find all that takes time to load
+    for name in sys.argv[2].split(","):
+        if not (pid := os.fork()):
+            end(name)
+            break
+        os.waitpid(pid, 0)
+"""
+ENDED = {
+    "closed": ("done", ""),
+    "falls off": ("ended", ""),
+    "no history": ("", ""),
+    "raise": ("failed", "RuntimeError: out of memory"),
+    "exit": ("ended", ""),  # it did not say whether that is bad
+    "exit in with": ("failed", "SystemExit: 3"),
+    "exit 0 in with": ("done", ""),
+    "ctrl-c": ("interrupted", "KeyboardInterrupt"),
+    "prompt": ("ended", ""),  # the exception was of another cell
+    "SIGTERM": ("dead", ""),
+    "SIGKILL": ("dead", ""),
+    "_exit": ("dead", ""),
+    "fork": ("ended", ""),
+    "spawn": ("ended", ""),
+    "parent": ("done", ""),
+}
+SECRETS = [
+    "--hf-token",
+    "S1",
+    "--num-tokens",
+    "5",
+    "db.api_key=S2",
+    "--password",
+    "-S3",
+]
+SECRETS += ["--secret=S4=x", "--credentials", "--verbose"]
+
+
+@pytest.fixture(scope="module")
+def endings(tmp_path_factory):
+    """A directory of runs, each written by a process that ended as its id says."""
+    tmp_path = tmp_path_factory.mktemp("endings")
+    script = tmp_path / "train.py"
+    script.write_text(ENDINGS)
+    env = os.environ | {"SLURM_JOB_ID": "77", "HF_TOKEN": "S5", "PYTHONPATH": str(HERE)}
+    names = ",".join([*ENDED, "requeue"][1:])
+    command = [sys.executable, script, tmp_path / "out", names]
+    subprocess.run(
+        [*command, *SECRETS], env=env, cwd=tmp_path, capture_output=True, timeout=60
+    )
+    return tmp_path / "out"
+
+
+def test_each_end_of_a_process_has_its_word(endings):
+    runs = CollectionReader(endings).runs()
+    said = {e: (runs.status[e], runs.error[e]) for e in runs.index}
+    assert said == ENDED | {"requeue": ("done", "")}
+    attempts = runs.attempts.to_dict()
+    assert (attempts.pop("requeue"), attempts.pop("no history")) == (2, 0)
+    assert set(attempts.values()) == {1}
+
+
+def test_a_history_says_who_wrote_the_run_and_no_secret(endings):
+    begun, ended = Store(endings, "raise", mode="r").history
+    assert begun.keys() == {
+        *("time", "host", "boot", "pid", "user", "cwd", "argv", "python", "versions"),
+        *("git", "job"),
+    }
+    assert begun["host"] == socket.gethostname()
+    assert begun["job"] == {"SLURM_JOB_ID": "77"}
+    assert begun["versions"].items() >= {
+        ("pandas", pd.__version__),
+        ("cox", cox.__version__),
+    }
+    assert not begun["versions"].keys() & sys.stdlib_module_names
+    assert begun["argv"][-len(SECRETS) :] == [
+        *("--hf-token", "***", "--num-tokens", "5", "db.api_key=***"),
+        *("--password", "***", "--secret=***", "--credentials", "--verbose"),
+    ]
+    assert ended["trace"].startswith("Traceback")
+    assert ended["cpu_s"] > 0
+    assert ended["max_rss_mb"] > 10
+    for path in endings.glob("*/.tables/history.jsonl"):
+        assert not re.search(r"S\d", path.read_text())
+
+
+def words(out):
+    return CollectionReader(out).runs().status.to_dict()
+
+
+def begin(out, exp_id, **options):
+    store = Store(out, exp_id, **options)
+    log(store, 1)
+    return store
+
+
+def test_an_exception_on_its_way_makes_the_end_a_failure(out, monkeypatch):
+    monkeypatch.delattr(sys, "last_value", raising=False)
+    begin(out, "closed").close()
+    with begin(out, "with"):
+        pass
+    with contextlib.suppress(ZeroDivisionError), begin(out, "raise in with"):
+        _ = 1 / 0
+    with contextlib.suppress(KeyboardInterrupt), begin(out, "ctrl-c in with"):
+        raise KeyboardInterrupt
+    store = begin(out, "finally")
+    with contextlib.suppress(ZeroDivisionError), contextlib.closing(store):
+        _ = 1 / 0
+    try:
+        _ = 1 / 0
+    except ZeroDivisionError:  # of something else
+        begin(out, "amid an except").close()
+    begin(out, "dropped")
+    gc.collect()
+    assert words(out) == {
+        **dict.fromkeys(["closed", "with", "amid an except"], "done"),
+        **dict.fromkeys(["raise in with", "finally"], "failed"),
+        "ctrl-c in with": "interrupted",
+        "dropped": "ended",
+    }
+
+
+def test_a_run_is_running_until_it_says_otherwise(out, run):
+    with begin(out, "run"):
+        assert words(out) == {"run": "running"}
+        assert CollectionReader(out).runs().seconds["run"] >= 0
+    assert words(out) == {"run": "done"}
+
+
+def test_where_the_lock_is_not_seen_a_run_is_silent(out, run):
+    path = run / ".tables" / "history.jsonl"
+    begun, _ = path.read_text().splitlines()
+    path.write_text(begun + "\n")
+    assert words(out) == {"run": "dead"}
+    hour = 3600
+    with pytest.MonkeyPatch.context() as patch:  # a file system without locks
+        patch.setattr(cox, "_flock", lambda fd, shared: None)
+        assert words(out) == {"run": "silent 0s"}
+    path.write_text(json.dumps(json.loads(begun) | {"boot": "other"}) + "\n")
+    for rows in path.parent.glob("*.rows"):
+        os.utime(rows, (time.time(), time.time() - 3 * hour))
+    assert words(out) == {"run": "silent 3h"}
+
+
+def test_a_writer_that_ends_or_begins_between_two_looks_is_not_called_dead(
+    out, run, monkeypatch
+):
+    path = run / ".tables" / "history.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0])
+    looks = iter([lambda: path.write_text("".join(lines)), lambda: None])
+
+    def look(run_dir):
+        next(looks)()
+        return False
+
+    monkeypatch.setattr(cox, "_has_writer", look)
+    assert words(out) == {"run": "done"}
+
+
+def test_nothing_written_leaves_no_line(out, run):
+    make_original_store(out / "original", t=original_t(3))
+    before = Store(out, "run", mode="r").history
+    for use in (
+        lambda store: store["t"].df,
+        lambda store: store.add_table("t", {"other": float}),
+        lambda store: store["t"].append_row({"i": "x"}),
+    ):
+        with contextlib.suppress(CoxError), Store(out, "run") as store:
+            use(store)
+    with begin(out, "run"):
+        store = Store(out, "run", history=False)
+    Store(out, "empty").close()
+    assert Store(out, "run", mode="r").history[: len(before)] == before
+    assert [Store(out, e, mode="r").history for e in ("empty", "original")] == [[], []]
+    assert words(out)["original"] == ""
+
+
+def test_many_rows_and_tables_make_one_line(store):
+    log(store, 100)
+    store.add_table("other", {"x": float}).append_row({"x": 1})
+    store.checkpoint()
+    assert len(store.history) == 1
+    store.close()
+    assert [line.get("status") for line in store.history] == [None, "done"]
+
+
+def test_a_torn_last_line_is_passed_over_and_begun_afresh(run):
+    path = run / ".tables" / "history.jsonl"
+    whole = path.read_bytes()
+    for size in range(len(whole) - 2, len(whole) - 20, -6):
+        path.write_bytes(whole[:size])
+        assert len(Store(run.parent, "run", mode="r").history) == 1
+    begin(run.parent, "run").close()
+    history = Store(run.parent, "run", mode="r").history
+    assert [line.get("status") for line in history] == [None, None, "done"]
+
+
+NOT_HISTORIES = {
+    "a-link": lambda path: path.symlink_to(path.parent.parent / "save" / "elsewhere"),
+    "a-link-to-a-file": lambda path: path.symlink_to(path.parent / "lock"),
+    "a-fifo": os.mkfifo,
+    "a-directory": os.mkdir,
+}
+
+
+@pytest.mark.parametrize("make", NOT_HISTORIES.values(), ids=NOT_HISTORIES)
+def test_what_is_no_history_file_is_left_alone_and_stops_no_run(out, run, make):
+    path = run / ".tables" / "history.jsonl"
+    path.unlink()
+    make(path)
+    before = (path.parent / "lock").stat().st_size
+    begin(out, "run").close()
+    assert not os.listdir(run / "save")
+    assert (path.parent / "lock").stat().st_size == before
+    with warns("run run: .*history.jsonl"):
+        assert words(out)["run"] != "done"
+    path.rmdir() if path.is_dir() else path.unlink()
+
+
+def test_a_history_that_cannot_be_written_stops_no_run(store, around, monkeypatch):
+    monkeypatch.setattr(cox.getpass, "getuser", lambda: 1 / 0)
+    monkeypatch.setitem(sys.modules, "odd", None)
+    path = pathlib.Path(store.path, ".tables", "history.jsonl")
+
+    def full(call, name, *args):
+        if name == "open" and str(args[0]) == str(path):
+            raise OSError(errno.ENOSPC, "full")
+        return call(*args)
+
+    log(store, 1)
+    assert "user" not in store.history[0]
+    around(full)
+    store.close()
+
+
+STRANGE = b"""
+{"time": 5, "host": ["h"], "boot": {}, "argv": 3, "git": "main", "job": [1]}
+[1]
+{"a": %s
+{"time": "9999-12-31T23:59:59", "status": {"a": "done"}, "error": 7}
+{"time": "+1e400", "job": {"SLURM_JOB_ID": 5}, "git": {"commit": 7, "changed": 3}}
+{"time": "2026-01-01T00:00:00", "status": "\\u001b[2Jdone\\n", "error": "\\u0007"}
+""" % (b"[" * 100_000)
+
+
+def test_a_strange_history_is_read_without_harm(out, run, monkeypatch, capsys):
+    (run / ".tables" / "history.jsonl").write_bytes(STRANGE)
+    [row] = CollectionReader(out).runs().to_dict("records")
+    assert row["attempts"] == 2
+    assert (row["host"], row["job"], row["commit"]) == ("", "", "+")
+    for command in (
+        ["ls", out],
+        ["ls", out, "--csv"],
+        ["show", run],
+        ["ls", out, "-q"],
+    ):
+        assert cox.main([*map(str, command)]) == 0
+    said = capsys.readouterr()
+    assert "done" in said.out
+    assert not {c for c in said.out + said.err if not c.isprintable()} - {"\n"}
+
+
+def _look_in_a_loop(run, begun, stop):
+    while not stop.is_set():
+        cox._has_writer(run)
+        begun.set()
+
+
+def test_readers_that_look_at_the_lock_never_stop_a_writer(out, child):
+    Store(out, "run").close()
+    begun, stop = MP.Event(), MP.Event()
+    reader = child(_look_in_a_loop, str(out / "run"), begun, stop)
+    assert begun.wait(60)
+    run = cox._Run(str(out / "run"))
+    for _ in range(1000):
+        run.claim()
+        run._release()
+    run._is_stale = False
+    stop.set()
+    reader.end()
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A git repository with one commit, in which the program runs."""
+    root = tmp_path / "repo"
+    for name in ("GIT_AUTHOR", "GIT_COMMITTER"):
+        monkeypatch.setenv(f"{name}_NAME", "x")
+        monkeypatch.setenv(f"{name}_EMAIL", "x@example.com")
+    monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
+    root.mkdir()
+    git(root, "init", "-q", "-b", "main")
+    (root / "train.py").write_text("a\n")
+    git(root, "add", ".")
+    git(root, "commit", "-qm", "x")
+    monkeypatch.chdir(root)
+    cox._describe_git.cache_clear()
+    yield root
+    cox._describe_git.cache_clear()
+
+
+def git(root, *args):
+    done = subprocess.run(["git", "-C", root, *args], capture_output=True, check=True)
+    return done.stdout.decode().strip()
+
+
+def git_of(out, exp_id="run"):
+    begin(out, exp_id).close()
+    return Store(out, exp_id, mode="r").history[-2]["git"]
+
+
+def test_commit_and_changes_are_those_of_git(repository):
+    out = repository / "out"
+    Store(out, "other").close()
+    (repository / "train.py").write_text("b\n")
+    (repository / "new.py").write_text("c\n")
+    found = git_of(out)
+    patch = (out / "run" / ".tables" / "1.patch").read_bytes()
+    assert found == {
+        "root": str(repository),
+        "branch": "main",
+        "commit": git(repository, "rev-parse", "HEAD"),
+        "changed": [" M train.py", "?? new.py"],  # not the runs themselves
+        "diff_bytes": len(patch),
+    }
+    git(repository, "checkout", "-q", "train.py")
+    git(repository, "apply", str(out / "run" / ".tables" / "1.patch"))
+    assert (repository / "train.py").read_text() == "b\n"
+    [row] = CollectionReader(out, exp_filter="run".__eq__).runs().to_dict("records")
+    assert row["commit"] == found["commit"][:8] + "+"
+
+
+def test_a_clean_repository_has_no_patch(repository, out):
+    assert git_of(out)["changed"] == []
+    assert not list(out.rglob("*.patch"))
+
+
+def test_a_huge_patch_is_not_kept(repository, out):
+    (repository / "train.py").write_text("b" * (1 << 20))
+    assert git_of(out)["diff_bytes"] > 1 << 20
+    assert not list(out.rglob("*.patch"))
+
+
+HEADS = {
+    "packed": ["pack-refs", "--all"],
+    "detached": ["checkout", "-q", "--detach"],
+    "a-branch-of-two-parts": ["checkout", "-qb", "a/b"],
+}
+
+
+@pytest.mark.parametrize("command", HEADS.values(), ids=HEADS)
+def test_the_commit_is_found_without_git(repository, out, monkeypatch, command):
+    git(repository, *command)
+    commit, branch = (
+        git(repository, "rev-parse", "HEAD"),
+        git(repository, "branch", "--show-current"),
+    )
+    (repository / "sub").mkdir()
+    monkeypatch.chdir(repository / "sub")
+    monkeypatch.setenv("PATH", "")
+    found = git_of(out)
+    assert (found["commit"], found.get("branch", "")) == (commit, branch)
+    assert "changed" not in found
+
+
+def test_a_worktree_has_a_commit_of_its_own(repository, out, monkeypatch):
+    tree_ = repository.parent / "tree"
+    git(repository, "worktree", "add", "-q", "-b", "b", str(tree_))
+    git(tree_, "commit", "-q", "--allow-empty", "-m", "y")
+    monkeypatch.chdir(tree_)
+    found = git_of(out)
+    assert found["commit"] == git(tree_, "rev-parse", "HEAD")
+    assert (found["root"], found["branch"]) == (str(tree_), "b")
+
+
+def test_a_git_that_hangs_is_not_waited_for(repository, out, tmp_path, monkeypatch):
+    slow = tmp_path / "bin" / "git"
+    slow.parent.mkdir()
+    slow.write_text("#!/bin/sh\nsleep 60")
+    slow.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{slow.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(cox, "_GIT_LIMIT_S", 0.1)
+    begun = time.monotonic()
+    assert git_of(out).keys() == {"root", "branch", "commit"}
+    assert git_of(out, "other").keys() == {
+        "root",
+        "branch",
+        "commit",
+    }  # not asked again
+    assert time.monotonic() - begun < 30
 
 
 ###############################################################################
@@ -3908,6 +4354,75 @@ def test_eight_processes_make_runs_while_another_collects(out, child, quiet):
     assert sorted(reader.df("metadata")["process"]) == sorted([*range(8)] * 10)
 
 
+def test_runs_has_a_row_per_run_with_parameters_and_last_rows(out, processes):
+    for i in range(3):
+        with Store(out, f"run{i}") as store:
+            params = {
+                "lr": i / 10,
+                "layers": [1, i],
+                "status": "mine",
+                "half": np.float32(0.1),
+            }
+            store.add_table_like_example("metadata", params).append_row(params)
+            store.add_table("train", {"epoch": int, "loss": float, "note": str})
+            for epoch in range(i):
+                row = {"epoch": epoch, "loss": epoch + i, "note": f"é{epoch}"}
+                store["train"].append_row(row)
+    with Store(out, "run3") as store:
+        log(store, 1)
+        for reader in (
+            CollectionReader(out),
+            CollectionReader(out, executor=processes),
+        ):
+            runs = reader.runs(last=["train", "missing"])
+            assert runs.index.tolist() == ["run0", "run1", "run2", "run3"]
+            assert runs.index.name == "exp_id"
+            assert list(runs) == [
+                *("status", "started", "seconds", "attempts", "host", "job", "commit"),
+                *("error", "lr", "layers", "metadata/status", "half"),
+                *("train/epoch", "train/loss", "train/note"),
+            ]
+            assert runs.status.tolist() == ["done", "done", "done", "running"]
+            assert runs.lr.tolist()[:3] == [0.0, 0.1, 0.2]
+            assert runs.half.tolist()[:3] == [0.1] * 3
+            assert runs.layers.tolist()[:3] == [[1, 0], [1, 1], [1, 2]]
+            assert runs["train/loss"].tolist()[1:3] == [1.0, 3.0]
+            assert runs["train/note"].tolist()[1:3] == ["é0", "é1"]
+            assert runs[["lr", "train/loss"]].isna().sum().tolist() == [1, 2]
+            age = pd.Timestamp.now("UTC") - runs.started
+            assert age.between(pd.Timedelta(0), pd.Timedelta(minutes=5)).all()
+    frame = reader.df("train", exp_filter=lambda exp_id: exp_id != "run3")
+    joined = frame.join(reader.runs()[["lr"]], on="exp_id")
+    assert joined.lr.tolist() == [0.1, 0.2, 0.2]
+
+
+def test_runs_of_no_run_has_the_columns(tmp_path):
+    runs = CollectionReader(tmp_path).runs(last="train")
+    assert runs.empty
+    assert runs[runs.status == "done"].started.max() is pd.NaT
+
+
+def test_runs_says_what_is_broken_and_goes_on(out, run, damage):
+    with Store(out, "good") as store:
+        store.add_table("metadata", {"lr": float}).append_row({"lr": 1})
+    rows = run / ".tables" / "t.rows"
+    rows.write_bytes(rows.read_bytes()[:-30].replace(b"row", b"wor") + bytes(range(30)))
+    with warns("run run: .*t.rows"):
+        runs = CollectionReader(out).runs(last=["t"])
+    assert runs.status.tolist() == ["done", "done"]
+    assert runs.lr.tolist()[0] == 1
+
+
+def test_runs_runs_no_code_of_a_run(out, tmp_path):
+    bomb = tmp_path / "bomb"
+    with Store(out, "run") as store:
+        table = store.add_table("metadata", {"o": OBJECT, "p": PICKLE, "x": int})
+        table.append_row({"o": Bomb(bomb), "p": Bomb(bomb), "x": 1})
+    runs = CollectionReader(out).runs(last="metadata")
+    assert list(runs)[8:] == ["x", "metadata/x"]
+    assert not bomb.exists()
+
+
 ###############################################################################
 # Command line
 ###############################################################################
@@ -4606,14 +5121,6 @@ def test_the_command_has_several_names(tmp_path, command, status):
     assert empty == ""
 
 
-@pytest.mark.parametrize(("args", "status"), [(["--help"], 0), ([], 2), (["x"], 2)])
-def test_cox_has_one_command(capsys, args, status):
-    assert cox.main(args) == status
-    said = capsys.readouterr()
-    assert "usage: cox tb" in (said.err if status else said.out)
-    assert "" in said
-
-
 def test_runs_of_the_original_show_under_their_parameters(tmp_path, out):
     for exp_id, lr in ("a", 0.1), ("b", 0.2):
         metadata = (
@@ -4757,6 +5264,255 @@ def test_a_browser_shows_curves_and_the_hparams_table(tb, out, browser):
         *[runs[2], "3.0000", "27.000", "243.00"],
     ]
     until(browser.collect, lambda page: str(table)[1:-1] in str(page["texts"]))
+
+
+###############################################################################
+# Commands
+###############################################################################
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """Run `cox` in a terminal of a given width; return what it prints."""
+
+    def run(*args, status=0, width=80, err=""):
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert cox.main([*map(str, args)]) == status
+        said = capsys.readouterr()
+        assert re.fullmatch(err, said.err), said.err
+        return said.out
+
+    return run
+
+
+@pytest.fixture
+def sweep(out, monkeypatch):
+    """Four runs of two parameters, begun a minute apart, the last one running."""
+    stores = []
+    for i, exp_id in enumerate(["a1", "a2", "b1", "b2"]):
+        store = Store(out, exp_id)
+        params = {"lr": i / 10, "seed": i % 2, "arch": "resnet"}
+        store.add_table_like_example("metadata", params).append_row(params)
+        store.add_table("train", {"epoch": int, "loss": float})
+        for epoch in range(i + 1):
+            store["train"].append_row({"epoch": epoch, "loss": 1 / (epoch + 3)})
+        store.add_table("test", {"loss": float}).append_row({"loss": i})
+        stores.append(store)
+    with contextlib.suppress(RuntimeError), stores[1]:
+        raise RuntimeError("CUDA out of memory")
+    stores[0].close()
+    stores[2].close()
+    for i, exp_id in enumerate(["a1", "a2", "b1", "b2"]):
+        path = out / exp_id / ".tables" / "history.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for line, second in zip(lines, (0, 7), strict=False):
+            line["time"] = f"2026-01-01T00:0{i}:0{second}+00:00"
+            line["git"] = {"commit": "0123456789", "changed": [i]}
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    now = pd.Timestamp("2026-01-01T00:05:00+00:00").timestamp()
+    monkeypatch.setattr(cox.time, "time", lambda: now)
+    yield out
+    stores[3].close()
+
+
+def test_ls_shows_what_tells_runs_apart_newest_first(sweep, cli):
+    error, none = "RuntimeError: CUDA out of memory", " " * 32
+    head = f"run  status   started  took  {'error':32}   lr  seed  test/loss  epoch  "
+    assert cli("ls", sweep, width=200).splitlines() == [
+        head + "train/loss",
+        f"b2   running  2m       2m    {none}  0.3     1          3      3      0.1667",
+        f"b1   done     3m       7s    {none}  0.2     0          2      2         0.2",
+        f"a2   failed   4m       7s    {error}  0.1     1          1      1"
+        + "        0.25",
+        f"a1   done     5m       7s    {none}    0     0          0      0      0.3333",
+        "4 runs: 2 done, 1 running, 1 failed",
+    ]
+
+
+def test_ls_names_what_a_terminal_has_no_room_for(sweep, cli):
+    said = cli("ls", sweep, err="cox ls: no room for train/loss\n")
+    head, *_, failed, _, _ = said.splitlines()
+    shown = "run status started took error lr seed test/loss epoch"
+    assert head.split() == shown.split()
+    assert "  RuntimeError: CUD...  " in failed
+    assert max(map(len, said.splitlines())) <= 80
+
+
+def test_ls_queries_sorts_chooses_and_limits(sweep, cli):
+    assert cli(
+        *("ls", sweep, "-w", 'lr < 0.3 and status == "done"'),
+        *("-s", "-test/loss", "-c", "seed,test/loss"),
+    ).splitlines() == [
+        "run  seed  test/loss",
+        "b1      0          2",
+        "a1      0          0",
+        "2 runs: 2 done",
+    ]
+    args = "ls", sweep, "-s", "lr", "-n", "2", "-q"
+    some = "cox ls: 2 of 4 runs are shown; see -n\n"
+    assert cli(*args, err=some) == f"{sweep}/a1\n{sweep}/a2\n"
+    assert cli("ls", sweep / "a2", "-q") == f"{sweep}/a2\n"
+    assert cli("ls", sweep, "-w", "lr > 1", "-q") == ""
+    assert cli("ls", sweep, "-w", "lr > 1").endswith("0 runs: \n")
+
+
+def test_ls_for_programs_has_all_columns_and_full_values(sweep, cli):
+    frame = pd.read_csv(io.StringIO(cli("ls", sweep, "--csv")), index_col="exp_id")
+    rows = [json.loads(line) for line in cli("ls", sweep, "--json").splitlines()]
+    assert (
+        frame.index.tolist()
+        == [row["exp_id"] for row in rows]
+        == ["b2", "b1", "a2", "a1"]
+    )
+    for loss in frame["train/loss"].tolist(), [row["train/loss"] for row in rows]:
+        assert loss == [1 / 6, 1 / 5, 1 / 4, 1 / 3]
+    assert rows[0]["arch"] == frame["arch"].iloc[0] == "resnet"
+    assert frame["commit"].tolist() == ["01234567+"] * 4
+
+
+def test_ls_of_none_one_and_a_hundred_runs(out, cli, damage):
+    out.mkdir()
+    assert cli("ls", out) == "run  status  started  took\n0 runs: \n"
+    for i in range(100):
+        make_run(out, f"{i:08}-0000-4000-8000-000000000000", t=({"x": "int"}, [[i]]))
+        if i == 0:
+            assert cli("ls", out).splitlines() == [
+                *(
+                    "run       status  started  took  x",
+                    "00000000                         0",
+                ),
+                "1 runs: 1 unknown",
+            ]
+    lines = cli("ls", out).splitlines()
+    assert len(lines) == 102
+    assert lines[0] == "run       status  started  took   x"
+
+
+def test_names_and_values_of_strangers_do_no_harm(out, cli):
+    evil = "\x1b[2J\n'; rm -r .."
+    with Store(out, f"run {evil.replace('/', '')}") as store:
+        row = {f"a{evil}": evil, "b": "é", "c": [evil], "x": math.inf}
+        store.add_table_like_example("metadata", row).append_row(row)
+        store.add_table_like_example(f"t{evil}", row).append_row(row)
+    run = store.path
+    for args in (
+        ["ls", out, "--csv"], ["ls", out], ["ls", out, "-q"], ["show", run],
+        ["ls", out, "--json"], ["tail", run, "-t", f"t{evil}"],
+    ):  # fmt: skip
+        said = cli(*args, width=1000)
+        assert not {c for c in said if not c.isprintable()} - {"\n"}
+        assert "é" in said or "\\u00e9" in said or "-q" in args
+    [path] = shlex.split(cli("ls", out, "-q"))
+    assert path.startswith(str(out))
+    assert cli("diff", run, run) == ""
+    cli("show", "x", "-d", out, status=2, err=".*\n")
+
+
+def test_broken_runs_are_named_and_the_others_listed(out, run, cli, damage):
+    shutil.copytree(run, out / "good")
+    (run / ".tables" / "t.rows").write_bytes(b"no header")
+    with warns("run run"):
+        assert cli("ls", out, "-q") == f"{out}/good\n"
+
+
+def test_show_tells_all_of_a_run(sweep, cli):
+    said = cli("show", "a2", "-d", sweep)
+    assert said == cli("show", sweep / "a2")
+    for line in (
+        rf"run +{sweep}/a2", "status +failed", "attempt 1", "  argv +.*", "  git",
+        "    commit +0123456789", "  error +RuntimeError: CUDA out of memory",
+        "  trace +Traceback.*", " +RuntimeError: CUDA out of memory", "  lr +0.1",
+        "  train", "    loss +0.25", "    rows +2",
+    ):  # fmt: skip
+        assert re.search(f"^{line}$", said, re.MULTILINE), line
+
+
+def test_diff_shows_what_differs(sweep, cli):
+    said = cli("diff", "a1", "b1", "-d", sweep, status=1).splitlines()
+    assert [line for line in said if line[0] != " "] == [
+        *("git changed", "lr", "test/loss", "train/epoch", "train/loss", "train/rows"),
+    ]
+    at = said.index("lr")
+    assert said[at : at + 3] == ["lr", "  a1          0.0", "  b1          0.2"]
+    assert cli("diff", "a1", sweep / "a1", "-d", sweep) == ""
+
+
+def test_tail_shows_the_last_rows_and_follows(store, cli, monkeypatch):
+    table = store.add_table("train", {"epoch": int, "loss": float})
+    store.add_table("test", {"loss": float}).append_row({"loss": 3})
+    rows = [f"{epoch:10}  {1 / (epoch + 3):10.4g}" for epoch in range(3000)]
+
+    def log_more(count):
+        for epoch in range(table.nrows, table.nrows + count):
+            table.append_row({"epoch": epoch, "loss": 1 / (epoch + 3)})
+
+    def log_or_stop(seconds):
+        if table.nrows > 2000:
+            raise KeyboardInterrupt
+        log_more(1200)
+
+    log_more(15)
+    head = "     epoch        loss"
+    assert cli("tail", store.path).splitlines() == [head, *rows[5:15]]
+    args = "tail", "r", "-d", pathlib.Path(store.path).parent, "-n", "1"
+    assert cli(*args, "-t", "test").splitlines() == ["      loss", "         3"]
+    monkeypatch.setattr(cox.time, "sleep", log_or_stop)
+    said = cli(*args, "-f", status=130).splitlines()
+    assert said == [head, *rows[14 : table.nrows]]
+
+
+REFUSED = {
+    "no-command": ([], "cox no command: not one of ls, show, diff, tail, tb .*"),
+    "no-such-command": (["nonsense"], "cox nonsense: not one of ls, show, .*"),
+    "no-such-directory": (["ls", "{out}/x"], "cox ls: .*no directory.*"),
+    "no-such-option": (["ls", "--nope"], "cox ls: unrecognized arguments: --nope .*"),
+    "a-bad-query": (
+        ["ls", "{out}", "-w", "lr <"],
+        "cox ls: .*columns: status, .*, lr.*",
+    ),
+    "no-such-column": (
+        ["ls", "{out}", "-c", "z"],
+        "cox ls: .*z.*; columns: status, .*",
+    ),
+    "nor-to-sort-by": (["ls", "{out}", "-s", "-z"], "cox ls: .*'z'.*columns: status.*"),
+    "no-such-run": (
+        ["show", "x", "-d", "{out}"],
+        "cox show: no single run .* 'x': none",
+    ),
+    "two-such-runs": (["show", "a", "-d", "{out}"], "cox show: .* with 'a': a1, a2"),
+    "no-such-table": (
+        ["tail", "a1", "-d", "{out}", "-t", "x"],
+        "cox tail: no table 'x'.*",
+    ),
+}
+
+
+@pytest.mark.parametrize(("args", "message"), REFUSED.values(), ids=REFUSED)
+def test_commands_refuse_in_one_line(sweep, cli, args, message):
+    args = [arg.format(out=sweep) for arg in args]
+    assert cli(*args, status=2, err=f"{message}\n") == ""
+
+
+def test_help_lists_the_commands(cli):
+    said = cli("--help")
+    for name in ("ls", "show", "diff", "tail", "tb"):
+        assert re.search(rf"^  {name} +\w.*\.$", said, re.MULTILINE)
+        with pytest.raises(SystemExit, match="0"):
+            cox.main([name, "--help"])
+
+
+def test_a_closed_pipe_ends_quietly_and_tensorboard_is_not_imported(out, damage):
+    make_run(out, "run", t=({"x": "int"}, [[1]]))
+    script = """
+        import os, sys, cox
+        assert cox.main(["ls", sys.argv[1]]) == 0
+        assert "tensorboard" not in sys.modules
+        reading, writing = os.pipe()
+        os.close(reading)
+        os.dup2(writing, 1)
+        sys.exit(cox.main(["ls", sys.argv[1]]))
+    """
+    assert "1 runs" in python("-c", textwrap.dedent(script), out)
 
 
 ###############################################################################
