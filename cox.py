@@ -3045,26 +3045,30 @@ class Table:
             SchemaError: A name is no column, or a value is not of its column's
                 type. Nothing was staged.
         """
-        self._stage(data, None)
+        self._do(self._stage, data, None)
 
-    def _stage(
-        self, data: Any, log_events: Callable[[int, Sequence[Any]], None] | None
-    ) -> None:
-        """Stage values once ``log_events(index, converted row)`` went well."""
+    def _do(self, action: Callable[..., None], *args: Any) -> None:
+        """Call ``action`` alone: no other thread, no signal handler comes amid it."""
         run = self._run
         with run.lock:
             if run.is_busy or run.refusal or self._handle.refusal:
                 self._refuse()
             try:
                 run.is_busy = True
-                data = _as_row(data)
-                staged = self._merge(data)
-                if log_events is not None:
-                    log_events(self.nrows, staged)
-                self._note_replaced(data)
-                self._staged = staged
+                action(*args)
             finally:
                 run.is_busy = False
+
+    def _stage(
+        self, data: Any, log_events: Callable[[int, Sequence[Any]], None] | None
+    ) -> None:
+        """Stage values once ``log_events(index, converted row)`` went well."""
+        data = _as_row(data)
+        staged = self._merge(data)
+        if log_events is not None:
+            log_events(self.nrows, staged)
+        self._note_replaced(data)
+        self._staged = staged
 
     def _note_replaced(self, names: Iterable[str]) -> None:
         """Warn, once, where a value of the working row is replaced twice."""
@@ -3104,16 +3108,72 @@ class Table:
             SchemaError, WriteRefusedError, StorageError: As ``update_row`` and
                 ``flush_row``. The working row is as it was before.
         """
-        run = self._run
-        with run.lock:
-            if run.is_busy or run.refusal or self._handle.refusal:
-                self._refuse()
-            try:
-                run.is_busy = True
-                if not self._append_simple(data):
-                    self._write(self._merge(data))
-            finally:
-                run.is_busy = False
+        self._do(self._append, data)
+
+    def _append(self, data: Any) -> None:
+        if not self._append_simple(data):
+            self._write(self._merge(data))
+
+    def append_rows(self, data: Any) -> None:
+        """Append many rows in one call; all are refused, or all are written.
+
+        A kill amid the write leaves the first of them, whole. The working row stays
+        as it is.
+
+        Args:
+            data: A frame, or a mapping of every column's name to its values, all of
+                one length.
+
+        Raises:
+            SchemaError, WriteRefusedError, StorageError: As :meth:`append_row`.
+                No row was written.
+        """
+        self._do(self._append_all, data)
+
+    def _append_all(self, data: Any) -> None:
+        columns = {name: data[name] for name in data}
+        if columns.keys() != self._schema.columns.keys():
+            names = sorted(map(str, columns.keys() ^ self._schema.columns.keys()))
+            raise SchemaError(
+                f"the rows for table {self.name!r} lack, or have too many, columns: "
+                f"{_shorten(names)}. Columns: {', '.join(self._schema.columns)}"
+            )
+        if len({len(values) for values in columns.values()}) > 1:
+            raise SchemaError(f"the columns for table {self.name!r} differ in length")
+        converted = [
+            self._convert_column(name, kind, columns[name])
+            for name, kind in zip(self._schema.columns, self._schema.kinds)
+        ]
+        writer = self._get_writer()
+        end, paths = writer.end, list[str]()
+        try:
+            for i in self._schema.file_fields:
+                converted[i] = [self._create_object(v, paths) for v in converted[i]]
+            rows = _encode_rows(self._schema.header, converted, *end)
+            if rows.records:
+                writer.append(rows.records, rows.texts, rows.counts[0])
+        finally:
+            self._settle_objects(paths, is_written=writer.end is not end)
+
+    def _convert_column(self, name: str, kind: _Kind, values: Any) -> Any:
+        """Convert as :meth:`append_row` does, whole arrays at once where that is so."""
+        if kind.code:
+            array = np.asarray(values)
+            allowed = {"?": "b", "e": "", "f": ""}.get(kind.code, "biu")
+            if kind.code == "d" and array.dtype.kind in "fbiu":
+                return array
+            if array.dtype.kind in allowed and len(array):
+                with contextlib.suppress(OverflowError, TypeError):  # said below
+                    kind.convert(array.min()), kind.convert(array.max())
+                    return array
+        converted = []
+        value = None
+        try:
+            for value in values:
+                converted.append(kind.convert(value))
+        except Exception as err:
+            raise self._refusal(name, value, err) from err
+        return converted
 
     def _append_simple(self, data: Any) -> bool:
         """Append a whole row in the quickest way; False if it takes the careful one.
@@ -3197,45 +3257,50 @@ class Table:
                 f"the row for table {self.name!r} has no value for column "
                 f"{', '.join(map(repr, missing))}; give one with update_row first"
             )
-        run, schema, staged = self._run, self._schema, self._staged
-        writer = run.writers.get(self.name)
-        if writer is None or writer.schema.header != schema.header:
-            writer = run.open_writer(self.name, schema)
+        schema, staged, writer = self._schema, self._staged, self._get_writer()
         end, text = writer.end, b""
-        object_paths: list[str] = []
+        paths: list[str] = []
         try:
             self._staged = schema.blank
             if schema.text_fields:
                 values = values.copy()
-                if schema.file_fields:
-                    self._create_objects(values, object_paths)
+                for i in schema.file_fields:
+                    values[i] = self._create_object(values[i], paths)
                 for i in schema.text_fields:
                     text += values[i]
                     values[i] = len(values[i])
             writer.append(writer.encode(values, text), text)
-        except BaseException:
+        finally:
             if writer.end is end:  # the row is not in the file
                 self._staged = staged
-                for path in object_paths:
-                    with contextlib.suppress(OSError):
-                        os.unlink(path)
-            raise
-        if run.unsynced is not None:
-            run.unsynced += object_paths
+            self._settle_objects(paths, is_written=writer.end is not end)
 
-    def _create_objects(self, values: list[Any], paths: list[str]) -> None:
-        """Write values that go to files; put the files' names in their place."""
-        self._handle.claim()  # or the run that took our run's place would get them
+    def _get_writer(self) -> _RowWriter:
+        writer = self._run.writers.get(self.name)
+        if writer is None or writer.schema.header != self._schema.header:
+            writer = self._run.open_writer(self.name, self._schema)
+        return writer
+
+    def _create_object(self, data: bytes, paths: list[str]) -> bytes:
+        """Write a value that goes to a file; return the file's name."""
+        self._handle.claim()  # or the run that took our run's place would get it
         with contextlib.suppress(FileExistsError):
             os.mkdir(self._objects_dir)
         if not _is_real_dir(self._objects_dir):
             where = f"{_printable(self._objects_dir)} is a link"
             raise WriteRefusedError(f"{where}; nothing is written there")
-        for i in self._schema.file_fields:
-            uid = _new_uid(values[i])
-            paths.append(os.path.join(self._objects_dir, uid))
-            _write_file(paths[-1], values[i], self._run.tables_dir, sync=False)
-            values[i] = uid.encode()
+        uid = _new_uid(data)
+        paths.append(os.path.join(self._objects_dir, uid))
+        _write_file(paths[-1], data, self._run.tables_dir, sync=False)
+        return uid.encode()
+
+    def _settle_objects(self, paths: list[str], is_written: bool) -> None:
+        """Remove new files that no row names; have the others synced."""
+        if is_written and self._run.unsynced is not None:
+            self._run.unsynced += paths
+        for path in () if is_written else paths:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
 
     def get_pickle(self, uid: str) -> Any:
         """Return the object that a PICKLE column's string stands for.
@@ -4523,7 +4588,7 @@ class Store:
                     for name, value in row.items():
                         getattr(target, method)(f"{table_name}/{name}", value, at_step)
 
-        table._stage(row, log_events)
+        table._do(table._stage, row, log_events)
 
     def checkpoint(self, export: bool = True) -> None:
         """Wait until all rows are on the disk, and write store.h5 anew.
@@ -4586,12 +4651,74 @@ def _read_each(
     return results, errors
 
 
+def _read_unproven(path: str) -> _Rows | None:
+    """Read a short table by the fewest calls; None if it takes the careful way."""
+    try:
+        fd = os.open(path + _ROWS_SUFFIX, os.O_RDONLY | _O_SAFE)
+        try:
+            status, data = os.fstat(fd), os.read(fd, _HEAD_SIZE)
+        finally:
+            os.close(fd)
+        schema = _decode_header(data[: data.find(b"\n") + 1])
+        records, text = data[len(schema.header) :], b""
+        count, torn_size = divmod(len(records), schema.dtype.itemsize)
+        if torn_size or len(data) == _HEAD_SIZE or not stat.S_ISREG(status.st_mode):
+            return None
+        if schema.text_fields and count:
+            text = _read_file(path + _TEXT_SUFFIX)
+            last = len(records) - schema.dtype.itemsize
+            _, *values, start = schema.record.unpack_from(records, last)
+            if start + sum(values[i] for i in schema.text_fields) != len(text):
+                return None
+            if not os.path.samestat(status, os.lstat(path + _ROWS_SUFFIX)):
+                return None
+    except (OSError, CorruptError):
+        return None
+    return _Rows(schema.header, [0], [count], records, text)
+
+
+def _are_proven(same: list[_Rows]) -> list[bool]:
+    """Prove the rows of tables with equal headers together; say which are all good."""
+    schema = _decode_header(same[0].header)
+    counts = [sum(rows.counts) for rows in same]
+    records = np.frombuffer(b"".join([rows.records for rows in same]), schema.dtype)
+    firsts = np.cumsum([0, *counts])
+    numbers = np.arange(1, len(records) + 1) - np.repeat(firsts[:-1], counts)
+    bases = np.cumsum([0, *(len(rows.texts) for rows in same)])[:-1]
+    text = b"".join([rows.texts for rows in same])
+    good = _prove(schema, records, numbers, text, np.repeat(bases, counts))
+    if good.all():
+        return [True] * len(same)
+    return [bool(good[a:b].all()) for a, b in itertools.pairwise(firsts.tolist())]
+
+
 def _read_rows_batch(
     first: int, run_dirs: list[str], name: str
 ) -> tuple[list[_Rows], dict[int, Exception]]:
-    """Read a table of several runs, to be joined as bytes."""
-    found, errors = _read_each(_read_rows, first, run_dirs, name)
-    return _merge_rows(rows._replace(sources=[i]) for i, rows in found.items()), errors
+    """Read a table of several runs, joined as bytes.
+
+    Most are short and whole: they are read in the quickest way and proven together.
+    The others, each by itself, are read again with care.
+    """
+    found: dict[int, _Rows] = {}
+    by_header: dict[bytes, list[_Rows]] = {}
+    table_paths = [_table_path(run_dir, name) for run_dir in run_dirs]
+    for source, path in enumerate(table_paths, first):
+        if rows := _read_unproven(path):
+            rows = rows._replace(sources=[source])
+            by_header.setdefault(rows.header, []).append(rows)
+    for same in by_header.values():
+        proven = zip(same, _are_proven(same))
+        found |= {rows.sources[0]: rows for rows, is_proven in proven if is_proven}
+    errors: dict[int, Exception] = {}
+    if len(found) < len(run_dirs):
+        for source, run_dir in enumerate(run_dirs, first):
+            if source not in found:
+                read, failed = _read_each(_read_rows, source, [run_dir], name)
+                errors |= failed
+                found |= {i: rows._replace(sources=[i]) for i, rows in read.items()}
+        found = dict(sorted(found.items()))
+    return _merge_rows(found.values()), errors
 
 
 def _plain_rows(rows: _Rows) -> list[dict[str, Any]]:
@@ -4707,7 +4834,7 @@ _read_headers_batch: Final = functools.partial(_read_each, _read_headers)
 
 def _shorten(names: Collection[str], limit: int = 20) -> str:
     """Return names joined by commas, a long list cut."""
-    shown = ", ".join(itertools.islice(names, limit))
+    shown = _printable(", ".join(itertools.islice(names, limit)), 2000)
     return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
@@ -4729,19 +4856,18 @@ class CollectionReader:
         skip_errs: bool = False,
         executor: Executor | None = None,
     ) -> None:
-        """List the runs in ``directory`` and the tables in each.
+        """List the runs in ``directory``; their files are opened when asked for.
 
         Args:
             directory: Directory of runs; anything else in it is passed over.
             log_warnings: Warn where tables of one name have different schemas.
             mode: Mode for :meth:`get_store`: ``a`` or ``w`` to write, erasing nothing.
             exp_filter: Called with each exp_id; takes the run if it returns true.
-            skip_errs: Leave out runs that cannot be read, with a warning.
+            skip_errs: Leave out runs that cannot be read, with a warning, always.
             executor: Threads, processes, dask or MPI to spread the reading over.
 
         Raises:
             NotFoundError: There is no such directory.
-            CorruptError: A run cannot be read.
         """
         if mode not in ("a", "r", "w"):
             raise ValueError(f"mode must be 'a', 'r' or 'w', got {mode!r}")
@@ -4754,25 +4880,34 @@ class CollectionReader:
         if _is_run(self.directory):
             raise NotFoundError(f"{self.directory} is a run; give its parent directory")
         listed = _list_runs(self.directory)
-        exp_ids = [e for e in listed if exp_filter is None or exp_filter(e)]
-        self._headers: dict[str, dict[bytes, list[str]]] = {}  # ids by table, header
-        bad: set[int] = set()
-        for found, errors in self._read_batches(_read_headers_batch, exp_ids):
-            for source, headers in found.items():
-                for table, header in headers.items():
-                    by_header = self._headers.setdefault(table, {})
-                    by_header.setdefault(header, []).append(exp_ids[source])
-            self._handle_errors(exp_ids, errors, skip_errs)
-            bad |= errors.keys()
-        self.exp_ids = [e for i, e in enumerate(exp_ids) if i not in bad]
+        self.exp_ids = [e for e in listed if exp_filter is None or exp_filter(e)]
+        self._skip_errs = skip_errs
+        self._log_warnings = log_warnings
+        self._known_headers: dict[str, dict[bytes, list[str]]] | None = None
         if log_warnings:
-            self._warn_of_schemas()
             with os.scandir(self.directory) as entries:
                 dirs = [e for e in entries if e.is_dir()]
                 shut = [e.name for e in dirs if not os.access(e.path, os.R_OK)]
             if shut:
-                where = self.directory
-                _log.warning("no permission to read in %s: %s", where, _shorten(shut))
+                where = _printable(self.directory), _shorten(shut)
+                _log.warning("no permission to read in %s: %s", *where)
+
+    @property
+    def _headers(self) -> dict[str, dict[bytes, list[str]]]:
+        """Ids of the runs by table and header, read when first asked for."""
+        if self._known_headers is None:
+            known: dict[str, dict[bytes, list[str]]] = {}
+            for found, errors in self._read_batches(_read_headers_batch, self.exp_ids):
+                for source, headers in found.items():
+                    for table, header in headers.items():
+                        by_header = known.setdefault(table, {})
+                        by_header.setdefault(header, []).append(self.exp_ids[source])
+                self._handle_errors(self.exp_ids, errors, self._skip_errs)
+            self._known_headers = known
+            for table, by_header in known.items():
+                if self._log_warnings and len(by_header) > 1:
+                    self._warn_of_schemas(table, by_header)
+        return self._known_headers
 
     def __repr__(self) -> str:
         return (
@@ -4827,6 +4962,7 @@ class CollectionReader:
         exp_filter: Callable[[str], bool] | None = None,
         skip_errors: bool = False,
         ignore_index: bool = False,
+        columns: Collection[str] | None = None,
     ) -> pd.DataFrame:
         """Read one table of every run, as it is now, into one frame.
 
@@ -4841,6 +4977,7 @@ class CollectionReader:
             exp_filter: Called with each exp_id; takes the run if it returns true.
             skip_errors: Leave out runs that cannot be read, with a warning.
             ignore_index: Make the index 0 to n-1.
+            columns: Names of the columns to take; None for all.
 
         Returns:
             Frame with the rows of all runs, in order of exp_id. The index counts
@@ -4855,12 +4992,13 @@ class CollectionReader:
         exp_ids = [e for e in self.exp_ids if exp_filter is None or exp_filter(e)]
         if isinstance(keep_serialized, str):
             keep_serialized = [keep_serialized]
+        skip_errors = skip_errors or self._skip_errs
         groups = self._read_groups(key, exp_ids, skip_errors)
         if not union_schemas:
-            self._check_columns(key, groups, exp_ids)
+            self._check_columns(key, groups, exp_ids, columns)
         frames, positions = [], []
         for rows in groups:
-            frame, errors = self._decode_frame(rows, exp_ids, keep_serialized)
+            frame, errors = self._decode_frame(rows, exp_ids, keep_serialized, columns)
             self._handle_errors(exp_ids, errors, skip_errors)
             sources = np.repeat(rows.sources, rows.counts)
             if append_exp_id:
@@ -4940,15 +5078,19 @@ class CollectionReader:
         return _merge_rows(parts)
 
     def _decode_frame(
-        self, rows: _Rows, exp_ids: list[str], keep_serialized: Collection[str]
+        self,
+        rows: _Rows,
+        exp_ids: list[str],
+        keep_serialized: Collection[str],
+        columns: Collection[str] | None,
     ) -> tuple[pd.DataFrame, dict[int, Exception]]:
         """Return the frame of rows with equal headers, objects unpickled."""
-        frame = _frame(rows.header, [rows], sum(rows.counts))
-        frame.index = pd.Index(np.concatenate([np.arange(n) for n in rows.counts]))
-        errors: dict[int, Exception] = {}
+        frame, errors = _decode_each(rows, columns)
+        firsts = np.cumsum([0, *rows.counts[:-1]])
+        frame.index = pd.Index(np.arange(len(frame)) - np.repeat(firsts, rows.counts))
         for name, kind in _decode_header(rows.header).columns.items():
             load = _KINDS[kind].load
-            if load is None or name in keep_serialized:
+            if load is None or name in keep_serialized or name not in frame:
                 continue
             dirs = [os.path.join(self.directory, e, _OBJECTS_DIR) for e in exp_ids]
             sources = np.repeat(rows.sources, rows.counts).tolist()
@@ -4967,17 +5109,30 @@ class CollectionReader:
     ) -> Iterator[Any]:
         """Yield what ``read`` returns for batches of runs, in order."""
         run_dirs = [os.path.join(self.directory, exp_id) for exp_id in exp_ids]
-        starts = range(0, len(run_dirs), _BATCH_SIZE)
-        batches = [run_dirs[i : i + _BATCH_SIZE] for i in starts]
+        size = _BATCH_SIZE
+        if self._executor:  # some batches per worker, as one may be the slower
+            workers = getattr(self._executor, "_max_workers", 16)
+            size = min(size, -(-len(run_dirs) // (4 * workers)) or 1)
+        starts = range(0, len(run_dirs), size)
+        batches = [run_dirs[i : i + size] for i in starts]
         apply = self._executor.map if self._executor else map
         results = apply(read, starts, batches, *([arg] * len(batches) for arg in args))
         if sys.stderr.isatty() and importlib.util.find_spec("tqdm"):
             from tqdm import tqdm
 
-            options: dict[str, Any] = {"unit": " runs", "unit_scale": _BATCH_SIZE}
+            options: dict[str, Any] = {"unit": " runs", "unit_scale": size}
             total = len(batches)
             results = tqdm(results, total=total, delay=1, leave=False, **options)
-        return iter(results)
+        try:
+            yield from results
+        except (ImportError, AttributeError, RuntimeError) as err:
+            if self._executor is None or isinstance(err, CoxError):
+                raise
+            raise CoxError(
+                f"the workers of {type(self._executor).__name__} cannot run cox: "
+                f"{_printable(err)}. They must be able to import it; with dask, call "
+                "client.upload_file('cox.py') first"
+            ) from err
 
     def _handle_errors(
         self, exp_ids: list[str], errors: dict[int, Exception], skip: bool
@@ -4986,29 +5141,68 @@ class CollectionReader:
         for source, err in errors.items():
             if not skip:
                 raise err
-            _log.warning("skipped run %s: %s", exp_ids[source], err)
+            _log.warning("skipped run %s: %s", _printable(exp_ids[source]), err)
 
-    def _warn_of_schemas(self) -> None:
-        for table, by_header in self._headers.items():
-            if len(by_header) > 1:
-                kinds = "; ".join(
-                    f"{_decode_header(header).columns} in {_shorten(runs, 3)}"
-                    for header, runs in by_header.items()
-                )
-                _log.warning("table %r has different schemas: %s", table, kinds)
+    def _warn_of_schemas(
+        self, table: str, by_header: Mapping[bytes, list[str]]
+    ) -> None:
+        kinds = "; ".join(
+            f"{_decode_header(header).columns} in {_shorten(runs, 3)}"
+            for header, runs in by_header.items()
+        )
+        where = _printable(repr(table)), _printable(kinds, 1000)
+        _log.warning("table %s has different schemas: %s", *where)
 
-    def _check_columns(self, key: str, groups: list[_Rows], exp_ids: list[str]) -> None:
+    def _check_columns(
+        self,
+        key: str,
+        groups: list[_Rows],
+        exp_ids: list[str],
+        wanted: Collection[str] | None,
+    ) -> None:
         """Raise if the runs' columns differ, in more than their order."""
         first, *others = groups
         columns = set(_decode_header(first.header).columns)
+        if unknown := set(wanted or ()) - columns:
+            raise SchemaError(
+                f"table {key!r} has no column {_shorten(sorted(map(repr, unknown)))}. "
+                f"Columns: {_shorten(sorted(columns))}"
+            )
         for other in others:
-            if differing := columns ^ set(_decode_header(other.header).columns):
+            differing = columns ^ set(_decode_header(other.header).columns)
+            if differing := differing & set(differing if wanted is None else wanted):
                 raise SchemaError(
                     f"table {key!r} differs between {exp_ids[first.sources[0]]} and "
                     f"{exp_ids[other.sources[0]]} in {self.directory}, in columns "
                     f"{', '.join(sorted(map(repr, differing)))}; take all columns with "
                     "union_schemas=True, or leave runs out with exp_filter"
                 )
+
+
+def _decode_each(
+    rows: _Rows, columns: Collection[str] | None
+) -> tuple[pd.DataFrame, dict[int, Exception]]:
+    """Return the frame of several tables' rows, and which of them have bad text."""
+    nrows = sum(rows.counts)
+    try:
+        return _frame(rows.header, [rows], nrows, columns), {}
+    except CorruptError:
+        firsts = itertools.accumulate(rows.counts, initial=0)
+        ends = [(first, first + n) for first, n in zip(firsts, rows.counts)]
+        parts = [_slice_rows(rows, first, end) for first, end in ends]
+        errors: dict[int, Exception] = {}
+        for i, (part, source) in enumerate(zip(parts, rows.sources)):
+            try:
+                _frame(rows.header, [part], nrows, columns)
+            except CorruptError as err:
+                errors[source] = err
+                parts[i] = _blank_text(part)
+        return _frame(rows.header, parts, nrows, columns), errors
+
+
+def _blank_text(rows: _Rows) -> _Rows:
+    """Put as many spaces where the text is: rows that are left out, in their place."""
+    return rows._replace(texts=b" " * len(rows.texts))
 
 
 def _decoding_error(exp_id: str, name: str, kind: str, err: Exception) -> CoxError:
