@@ -103,7 +103,7 @@ import weakref
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import IO, Any, Final, NamedTuple, NoReturn, TypeVar
+from typing import IO, Any, Final, NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -132,8 +132,22 @@ def _printable(value: object, limit: int = 200) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
+_MESSAGE_MAX: Final = 10_000  # characters
+
+
+def _make_printable(record: logging.LogRecord) -> bool:
+    record.msg, record.args = _printable(record.getMessage(), _MESSAGE_MAX), ()
+    return True
+
+
+_log.addFilter(_make_printable)
+
+
 class CoxError(Exception):
-    """Base of every error that cox raises on purpose."""
+    """Base of every error that cox raises on purpose; its text is fit for a terminal."""
+
+    def __str__(self) -> str:
+        return _printable(super().__str__(), _MESSAGE_MAX)
 
 
 class SchemaError(CoxError, ValueError):
@@ -143,7 +157,8 @@ class SchemaError(CoxError, ValueError):
 class NotFoundError(CoxError, KeyError, FileNotFoundError):
     """There is no such run or table."""
 
-    __str__ = Exception.__str__  # KeyError would show the repr of the message
+    def __str__(self) -> str:  # KeyError would show the repr of the message
+        return _printable(Exception.__str__(self), _MESSAGE_MAX)
 
 
 class StoreExistsError(CoxError, ValueError):
@@ -179,15 +194,12 @@ class CorruptError(CoxError, ValueError):
         self.message, self.path, self.offset, self.nrows = self.args
 
     def __str__(self) -> str:
-        return (
-            f"{_printable(self.path, 1000)}: {self.message}"
-            if self.path
-            else self.message
-        )
+        where = f"{self.path}: " if self.path else ""
+        return _printable(where + self.message, _MESSAGE_MAX)
 
 
 class StorageError(CoxError, OSError):
-    """The disk refused a write (it is full, say); what was there before still is."""
+    """The disk refused (it is full, say); what was there before still is."""
 
 
 ###############################################################################
@@ -235,8 +247,11 @@ PYTORCH_STATE: Final = "__pytorch_state__"
 """Column of what ``torch.save`` takes, each in a file of its own."""
 
 _HEADER_MAX: Final = 1 << 20  # bytes of a header line
+_STATE_MAX: Final = 1 << 26  # bytes of state.json
 _HEAD_SIZE: Final = 1 << 16  # bytes read at once: all of most tables
 _BLOCK_SIZE: Final = 1 << 22  # bytes of records looked at together
+_CAPACITY_MAX: Final = 1 << 22  # rows that memory is taken for before they are seen
+_HOLE_MIN: Final = 1 << 26  # bytes of text among which a hole is looked for
 _WRITERS_MAX: Final = 64  # tables of a run that are open to be written
 
 _O_BINARY: Final[int] = getattr(os, "O_BINARY", 0)  # Windows would translate newlines
@@ -246,6 +261,7 @@ _O_SAFE: Final[int] = (
     | getattr(os, "O_NONBLOCK", 0)  # a fifo would block for ever
 )
 _O_APPEND: Final = os.O_RDWR | os.O_APPEND
+_IS_NO_FILE: Final = (errno.ELOOP, errno.ENXIO, errno.EISDIR)  # but a link, fifo, ...
 _NO_LOCKS: Final = {  # what a file system without locks says to flock
     getattr(errno, name)
     for name in ("ENOLCK", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EINVAL")
@@ -447,12 +463,15 @@ def _open_file(path: str, flags: int = os.O_RDONLY) -> int:
     Raises:
         FileNotFoundError: There is none.
         CorruptError: It is something else, which may lead out of the run, or block.
+        StorageError: It cannot be opened: no permission, too many open files.
     """
     try:
         fd = os.open(path, flags | _O_SAFE, 0o666)
+    except (FileNotFoundError, NotADirectoryError):
+        raise
     except OSError as err:
-        if err.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
-            raise
+        if err.errno not in _IS_NO_FILE:
+            raise _storage_error(err, "could not open the file", path) from err
     else:
         if stat.S_ISREG(os.fstat(fd).st_mode):
             return fd
@@ -460,9 +479,27 @@ def _open_file(path: str, flags: int = os.O_RDONLY) -> int:
     raise CorruptError("it is no regular file, and is not opened", path)
 
 
-def _read_file(path: str) -> bytes:
-    with open(_open_file(path), "rb", buffering=0) as file:
-        return file.read()
+def _read_file(path: str, size_max: int = -1) -> bytes:
+    """Read a file of a run, or its first bytes."""
+    with _as_storage_error(path), open(_open_file(path), "rb", buffering=0) as file:
+        return file.read(size_max)
+
+
+@contextlib.contextmanager
+def _as_storage_error(path: str) -> Iterator[None]:
+    """Let errors of reading name what was read; what is missing is another matter."""
+    try:
+        yield
+    except (CoxError, FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as err:
+        raise _storage_error(err, "could not read", path) from err
+
+
+def _refuse_link(directory: str) -> None:
+    """Make sure that files in a directory of a run are within the run."""
+    if os.path.islink(directory):
+        raise CorruptError("it is a link, and is not followed", directory)
 
 
 def _pread(fd: int, size: int, offset: int) -> bytes:
@@ -504,6 +541,10 @@ def _sync(path: str) -> None:
         fd = os.open(path, os.O_RDONLY | _O_SAFE)
     except PermissionError:  # Windows opens no directory
         return
+    except OSError as err:
+        if err.errno in _IS_NO_FILE:  # nothing of ours is behind it
+            return
+        raise
     try:
         os.fsync(fd)
     except OSError as err:
@@ -579,7 +620,7 @@ def _is_real_dir(path: str) -> bool:
 def _is_same_file(fd: int, path: str) -> bool:
     try:
         return os.path.samestat(os.fstat(fd), os.lstat(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 
@@ -701,7 +742,15 @@ def _new_uid(data: bytes) -> str:
 
 def _read_object(uid: str, objects_dir: str) -> bytes:
     path = _object_path(uid, objects_dir)
-    data = _read_file(path)
+    _refuse_link(objects_dir)
+    try:
+        data = _read_file(path)
+    except FileNotFoundError:
+        if os.path.isdir(objects_dir):
+            raise
+        raise NotFoundError(
+            f"{objects_dir} is missing; copy it along with the run"
+        ) from None
     with contextlib.suppress(ValueError):  # no UUID is of the user's own making
         name = uuid.UUID(uid)
         proof = name.bytes[:6] + name.bytes[-2:]
@@ -935,7 +984,8 @@ def _crc_texts(
 ) -> npt.NDArray[np.uint32]:
     """Go on with each record's CRC over its text; the texts lie one after another."""
     lengths = np.diff(ends, prepend=0)
-    if len(text) > 40 * len(crcs):  # of long texts zlib's own loop is the faster one
+    # of few or long texts zlib's own loop is the faster one
+    if len(crcs) < 16 or len(text) > 40 * len(crcs):
         view = memoryview(text)
         spans = zip((ends - lengths).tolist(), ends.tolist(), crcs.tolist())
         done = (zlib.crc32(view[a:b], crc) for a, b, crc in spans)
@@ -1137,7 +1187,7 @@ def _frame(
     Args:
         header: Of all the rows.
         parts: The rows; of each part only the values are kept.
-        capacity: Rows that there are at most.
+        capacity: Rows that there will be, roughly.
         columns: Names of those to decode; None for all.
         text_dtype: Of text columns; defaults to pandas' own.
     """
@@ -1153,6 +1203,10 @@ def _frame(
     nrows = 0
     for rows in parts:
         records = np.frombuffer(rows.records, schema.dtype)
+        if nrows + len(records) > capacity:
+            capacity = 2 * capacity + len(records)
+            for values in numbers.values():
+                values.resize(capacity, refcheck=False)
         for i, values in numbers.items():
             values[nrows : nrows + len(records)] = records[str(i)]
         for i, decoded in texts.items():
@@ -1200,14 +1254,16 @@ class _TableFile:
         self._rows_size = self._text_size = 0  # bytes, when they were opened
         self._head = b""  # the first bytes of `.rows`: all of a short table
         try:
-            while not self._open():  # mode 'w' began the table afresh meanwhile
-                self.close()
+            with _as_storage_error(path + _ROWS_SUFFIX):
+                while not self._open():  # mode 'w' began the table afresh meanwhile
+                    self.close()
         except BaseException:
             self.close()
             raise
 
     def _open(self) -> bool:
         rows_path = self.path + _ROWS_SUFFIX
+        _refuse_link(os.path.dirname(self.path))
         self._rows_fd = _open_file(rows_path)
         self._head = os.pread(self._rows_fd, _HEAD_SIZE, 0)
         if b"\n" not in self._head:
@@ -1237,8 +1293,11 @@ class _TableFile:
     def __enter__(self) -> _TableFile:
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(self, kind: object, err: BaseException | None, trace: object) -> None:
         self.close()
+        if isinstance(err, OSError):
+            with _as_storage_error(self.path + _ROWS_SUFFIX):
+                raise err
 
     def offset(self, nrows: int) -> int:
         """Return how many bytes of `.rows` so many rows take, with the header."""
@@ -1254,7 +1313,11 @@ class _TableFile:
         records, text = np.frombuffer(data, self.schema.dtype, count), b""
         if self._text_fd >= 0 and count and 0 <= start <= self._text_size:
             ends = _text_ends(self.schema, records, self._text_size - start)
-            text = _pread(self._text_fd, max(0, int(ends.max())), start)
+            size = max(0, int(ends.max()))
+            if size > _HOLE_MIN and hasattr(os, "SEEK_HOLE"):  # cox leaves no hole
+                hole = os.lseek(self._text_fd, start, os.SEEK_HOLE)
+                size = min(size, hole - start)
+            text = _pread(self._text_fd, size, start)
         return _Rows(self.schema.header, [0], [count], data, text), records
 
     def start_of(self, number: int) -> int:
@@ -1273,6 +1336,8 @@ class _TableFile:
             count: How many records to read.
             start: Where their text starts.
         """
+        if not count:
+            return _Rows(self.schema.header, [0], [0], b"", b"")
         rows, records = self._read(first, count, start)
         numbers = np.arange(first + 1, first + 1 + len(records))
         good = _prove(self.schema, records, numbers, rows.texts, -start)
@@ -1339,7 +1404,7 @@ class _TableFile:
             _log.warning(
                 "%s ends in %d bytes that are no rows, as when a machine died; the %d "
                 "rows before them are good",
-                *(_printable(self.path + _ROWS_SUFFIX), torn_size, nrows),
+                *(self.path + _ROWS_SUFFIX, torn_size, nrows),
             )
 
 
@@ -1363,8 +1428,8 @@ class _RowWriter:
             self.schema = found = table.schema
             if [*found.columns.items()] != [*schema.columns.items()]:
                 raise SchemaError(
-                    f"{_printable(path)} was made anew, with columns {found.columns}; "
-                    "open the Store again"
+                    f"{path} was made anew, with columns {found.columns}; open the Store "
+                    "again"
                 )
             nrows = max(0, min(mark, table.count) - 1)
             text_size = table.start_of(nrows) if nrows else 0
@@ -1374,7 +1439,7 @@ class _RowWriter:
             if nrows < mark:
                 _log.warning(
                     "%s has %d rows, where %d were synced",
-                    *(_printable(path), nrows, mark),
+                    *(path, nrows, mark),
                 )
             # Rows, and bytes of text, that are whole. One attribute, so that an
             # exception out of a signal handler finds both or neither changed.
@@ -1393,8 +1458,7 @@ class _RowWriter:
         if torn:
             aside = _dated_path(self.path + suffix)
             _write_file(aside, torn)
-            paths = _printable(self.path + suffix), _printable(aside)
-            _log.warning("the torn end of %s is now in %s", *paths)
+            _log.warning("the torn end of %s is now in %s", self.path + suffix, aside)
 
     def encode(self, values: Sequence[Any], text: bytes) -> bytes:
         """Return the record of the next row.
@@ -1439,13 +1503,20 @@ class _RowWriter:
 
     def _repair(self) -> None:
         """Cut both files to `end`, behind which a row was not finished."""
+        try:
+            self._cut()
+        except OSError as err:
+            what = f"could not cut it to its {self.end[0]} rows"
+            raise _storage_error(err, what, self.path + _ROWS_SUFFIX) from err
+
+    def _cut(self) -> None:
         nrows, text_size = self.end
         rows_size = len(self.schema.header) + nrows * self.schema.dtype.itemsize
         for fd, size in ((self._rows_fd, rows_size), (self._text_fd, text_size)):
             found = os.fstat(fd).st_size if fd >= 0 else size
             if found < size or (found > size and self._is_clean):
                 raise WriteRefusedError(
-                    f"{_printable(self.path)} was changed by another process while "
+                    f"{self.path} was changed by another process while "
                     f"this Store had it open with {nrows} rows. See what is in it, "
                     "then open the Store again"
                 )
@@ -1458,10 +1529,17 @@ class _RowWriter:
         if self._is_clean:
             self._repair()
 
-    def close(self) -> None:
+    def detach(self) -> tuple[int, int]:
+        """Return the descriptors, for the caller to close."""
         fds = self._rows_fd, self._text_fd
         self._rows_fd = self._text_fd = -1
-        _close_all(*fds)
+        return fds
+
+    def close(self) -> None:
+        try:
+            _close_all(*self.detach())
+        except OSError as err:
+            raise _storage_error(err, "could not close the table", self.path) from err
 
     def __del__(self, is_late: Any = sys.is_finalizing) -> None:
         if not is_late():  # else names that close() needs may be None
@@ -1617,8 +1695,9 @@ def _export_image(all_rows: Mapping[str, _Rows]) -> bytes:
                 try:
                     _put_rows(store, name, all_rows[name])
                 except Exception as err:  # one odd table must not keep the others out
-                    where = _printable(repr(name)), _STORE_NAME, _printable(err)
-                    _log.warning("table %s is left out of %s: %s", *where)
+                    _log.warning(
+                        "table %r is left out of %s: %s", name, _STORE_NAME, err
+                    )
             return bytes(store.root._v_file.get_file_image())
 
 
@@ -1739,9 +1818,8 @@ sys.modules["cox"] = module = util.module_from_spec(spec)
 spec.loader.exec_module(module)
 module._serve_originals()
 """
-_CHILD_MEMORY: Final = 8 << 30  # bytes that reading one run may take
+_CHILD_MEMORY: Final = 8 << 30  # bytes that reading a run may take, libraries and all
 _CHILD_CPU_S: Final = 60  # for one run
-_CHILD_WALL_S: Final = 600  # for one run
 _CHILD_IDLE_S: Final = 10  # until it ends
 _CHILD_DONE: Final = 3  # exit status
 
@@ -1771,25 +1849,24 @@ def _serve_originals() -> None:
 
 def _answer(answers: IO[bytes]) -> NoReturn:
     """Write a line of JSON, then records and texts, to each path until one is bad."""
-    set_alarm = getattr(signal, "alarm", int)  # which kills; Windows has none
+    # on Windows nothing can be waited for so
     while os.name == "nt" or select.select([0], [], [], _CHILD_IDLE_S)[0]:
         path = os.fsdecode(bytes.fromhex(sys.stdin.buffer.readline().decode()))
         if not path:
             break
         found, error = {}, ""
-        set_alarm(_CHILD_WALL_S)
         try:
             found = _read_store(path)
         except Exception as err:
-            error = f"{type(err).__name__}: {err}"
-        sizes = [(len(rows.records), len(rows.texts)) for rows in found.values()]
-        headers = [rows.header.decode() for rows in found.values()]
-        heads = list(zip(found, headers, sizes))
+            error = str(err) if isinstance(err, CoxError) else repr(err)
+        heads = [
+            (name, rows.header.decode(), (len(rows.records), len(rows.texts)))
+            for name, rows in found.items()
+        ]
         answers.write(json.dumps([error, heads]).encode() + b"\n")
         for rows in found.values():
             answers.writelines((rows.records, rows.texts))
         answers.flush()
-        set_alarm(0)
         if error:
             os._exit(0)
     os._exit(_CHILD_DONE)
@@ -1807,12 +1884,10 @@ def _read_store(path: str) -> dict[str, _Rows]:
     before, image, after = os.stat(path), _read_file(path), os.stat(path)
     if before.st_mtime_ns != after.st_mtime_ns:
         raise CorruptError("it changes all the time")
-    with contextlib.suppress(OSError), open("/proc/self/statm") as file:
-        taken = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        _set_limit("RLIMIT_AS", taken + _CHILD_MEMORY)
+    _set_limit("RLIMIT_DATA", _CHILD_MEMORY)  # not _AS: libraries take much of that
     _set_limit("RLIMIT_CPU", math.ceil(time.process_time()) + _CHILD_CPU_S)
-    for name in ("RLIMIT_CORE", "RLIMIT_FSIZE", "RLIMIT_NOFILE"):
-        _set_limit(name, 0)  # the image may say that parts of it are in other files
+    _set_limit("RLIMIT_CORE", 0)
+    _set_limit("RLIMIT_NOFILE", 0)  # parts of the image may be said to be elsewhere
     try:
         return _image_tables(image)
     except tables.HDF5ExtError:  # it says much, and nothing of use
@@ -1872,13 +1947,14 @@ class _Child:
 
     def read(self, path: str) -> dict[str, _Rows] | CoxError:
         """Return the tables in a store.h5, or why it cannot be read."""
-        shown, reason = _printable(path, 4096), ""
-        seen = -1
+        reason, seen = "", -1
         for _ in range(10):  # its writer may be at work: read it again if it changes
             try:
                 stamp = os.stat(path).st_mtime_ns
             except OSError as err:
-                return NotFoundError(f"{shown} is gone: {err.strerror}")
+                return NotFoundError(
+                    f"{_printable(path, 1000)} is gone: {err.strerror}"
+                )
             if stamp == seen:
                 break
             with self._lock:
@@ -1892,13 +1968,11 @@ class _Child:
                     reason = f"{sys.executable}, which tried, ended: {self.close()}"
                     if not isinstance(err, Exception):
                         raise
-            if seen == stamp and time.time() - stamp / 1e9 > 60:
+            if stamp == seen and time.time() - stamp / 1e9 > 60:
                 break
             time.sleep(0.05)
-        return CorruptError(
-            f"{shown} cannot be read: {_printable(reason)}. Bring it back, or leave "
-            "the run out"
-        )
+        message = f"it cannot be read ({_printable(reason)}). Bring it back, or leave "
+        return CorruptError(message + "the run out", path)
 
     def _ask(self, path: str) -> tuple[str, dict[str, _Rows]]:
         """Return the child's answer; it may be anything if the child was taken over."""
@@ -1909,6 +1983,7 @@ class _Child:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
+                start_new_session=True,  # a group, to be killed as one
             )
         stdin, stdout = self._process.stdin, self._process.stdout
         stdin.raw.write(os.fsencode(path).hex().encode() + b"\n")
@@ -1933,9 +2008,12 @@ class _Child:
         process, self._process = self._process, None
         if process is None:
             return None
+        with contextlib.suppress(OSError, AttributeError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.kill()
-        process.communicate()
-        return int(process.returncode)
+        process.stdin.close()
+        process.stdout.close()
+        return int(process.wait())
 
     def after_fork(self) -> None:
         """Leave the process to the parent, whose it is."""
@@ -1963,6 +2041,10 @@ def _read_originals(run_dirs: Iterable[str]) -> list[dict[str, _Rows] | CoxError
 
 _HISTORY_NAME: Final = "history.jsonl"
 _HISTORY_MAX: Final = 1 << 20  # bytes at its end that are read, and of a patch
+_HISTORY_TYPES: Final = {
+    **dict.fromkeys(("time", "host", "status", "error"), str),
+    **{"argv": list, "git": dict, "job": dict},
+}
 _GIT_LIMIT_S: Final = 2.0  # for all that git is asked
 _SECRET: Final = re.compile(
     "([^=]*(?:key|token|secret|password|credentials?))(=.*)?", re.DOTALL | re.IGNORECASE
@@ -2064,6 +2146,11 @@ def _describe_git() -> tuple[dict[str, Any], bytes]:
     return found, patch if len(patch) <= _HISTORY_MAX else b""
 
 
+def _now() -> str:
+    now = datetime.datetime.fromtimestamp(time.time(), datetime.timezone.utc)
+    return now.isoformat(timespec="milliseconds")
+
+
 def _one_line(err: BaseException) -> str:
     return " ".join(f"{type(err).__name__}: {err}".split())[:1000].removesuffix(":")
 
@@ -2120,8 +2207,7 @@ class _History:
         )
 
     def _append(self, **facts: Callable[[], Any]) -> None:
-        now = datetime.datetime.now(datetime.timezone.utc)
-        line: dict[str, Any] = {"time": now.isoformat(timespec="milliseconds")}
+        line: dict[str, Any] = {"time": _now()}
         for name, find in facts.items():
             with contextlib.suppress(Exception):
                 line[name] = find()
@@ -2136,14 +2222,21 @@ class _History:
 
 
 def _read_history(run_dir: str) -> list[dict[str, Any]]:
-    """Return the lines of a run's history, whoever wrote them, oldest first."""
+    """Return the lines of a run's history, oldest first; those that are none left out.
+
+    Anyone may have written them: of what is in ``git`` and ``job``, believe no type.
+    """
     path = os.path.join(run_dir, _TABLES_DIR, _HISTORY_NAME)
     history = []
     with contextlib.suppress(FileNotFoundError), open(_open_file(path), "rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - _HISTORY_MAX))
         for text in file.read(_HISTORY_MAX).split(b"\n"):
             with contextlib.suppress(ValueError, RecursionError):
-                if isinstance(line := json.loads(text), dict):
+                line = json.loads(text)
+                if isinstance(line, dict) and all(
+                    isinstance(value, _HISTORY_TYPES.get(name, object))
+                    for name, value in line.items()
+                ):
                     history.append(line)
     return history
 
@@ -2186,7 +2279,8 @@ class _State(NamedTuple):
 def _read_state(tables_dir: str) -> _State:
     """Read a run's state; what is damaged or missing says nothing."""
     with contextlib.suppress(CorruptError, FileNotFoundError, ValueError, KeyError):
-        fields = _decode_line(_read_file(os.path.join(tables_dir, _STATE_NAME)))
+        line = _read_file(os.path.join(tables_dir, _STATE_NAME), _STATE_MAX)
+        fields = _decode_line(line)
         rows, stores = fields["rows"], fields["stores"]
         if isinstance(rows, dict) and isinstance(stores, list):
             return _State({k: n for k, n in rows.items() if type(n) is int}, stores)
@@ -2221,12 +2315,15 @@ def _list_tables(run_dir: str) -> list[str] | None:
     Raises:
         CorruptError: A file has a name that cox gives to none.
     """
+    tables_dir = os.path.join(run_dir, _TABLES_DIR)
+    _refuse_link(tables_dir)
     try:
-        files = os.listdir(os.path.join(run_dir, _TABLES_DIR))
+        with _as_storage_error(tables_dir):
+            files = os.listdir(tables_dir)
     except FileNotFoundError:
         return None
-    except NotADirectoryError as err:
-        raise CorruptError("it is no directory", err.filename) from None
+    except NotADirectoryError:
+        raise CorruptError("it is no directory", tables_dir) from None
     names = []
     for file in files:
         if file.endswith(_ROWS_SUFFIX):
@@ -2244,7 +2341,7 @@ def _list_tables(run_dir: str) -> list[str] | None:
 
 def _no_table(run_dir: str, name: str, names: Iterable[str]) -> NotFoundError:
     return NotFoundError(
-        f"no table {_printable(name)!r} in {_printable(run_dir)}. Tables: "
+        f"no table {name!r} in {run_dir}. Tables: "
         f"{_printable(', '.join(names) or 'none')}"
     )
 
@@ -2299,7 +2396,8 @@ def _read_frame(
         rows = _read_original(run_dir, name)
         return _frame(rows.header, [rows], rows.counts[0], columns)
     with table:
-        return _frame(table.schema.header, table.blocks(), table.count, columns)
+        capacity = min(table.count, _CAPACITY_MAX)  # a hole may make it a billion
+        return _frame(table.schema.header, table.blocks(), capacity, columns)
 
 
 def _read_ends(
@@ -2403,19 +2501,24 @@ class _Run:
 
     def create(self, new: bool) -> None:
         """Make what a new run lacks, or one whose process died while making it."""
-        os.makedirs(self.path, exist_ok=True)
+        parent = folder = os.path.dirname(self.path)
+        while not os.path.exists(folder):
+            folder = os.path.dirname(folder)
         try:
+            os.makedirs(self.path, exist_ok=True)
             os.mkdir(self.tables_dir)
         except FileExistsError:
             if new:
                 raise StoreExistsError(f"{self.path} was made meanwhile") from None
+        except OSError as err:
+            raise _storage_error(err, "could not make the run", self.path) from err
         with self.lock:
             if self._lock_fd >= 0:
                 return  # store.h5 comes back with the next export
             for attempts_left in reversed(range(200)):
                 if os.path.exists(self.store_path):
                     return
-                if self._try_lock(self.tables_dir):
+                if not self._try_lock(self.tables_dir):
                     break
                 if not attempts_left:
                     self._take_lock(self.tables_dir)
@@ -2425,7 +2528,10 @@ class _Run:
                     os.makedirs(os.path.join(self.path, name), exist_ok=True)
                 if not os.path.exists(self.store_path):
                     self._write_store(_empty_image())
-                    _sync(os.path.dirname(self.path))
+                    _sync(parent)
+                    while parent != folder:  # they are new
+                        parent = os.path.dirname(parent)
+                        _sync(parent)
             finally:
                 self._release()
 
@@ -2473,21 +2579,22 @@ class _Run:
             ) from err
 
     def _take_lock(self, tables_dir: str) -> None:
-        for _ in range(20):  # who looks at a run's status holds it for a moment
-            if self._try_lock(tables_dir):
+        holder = "another process"
+        for _ in range(1000):
+            if not (holder := self._try_lock(tables_dir)):
                 return
-            time.sleep(0.001)
-        holder = b""
-        with contextlib.suppress(OSError, CorruptError):
-            holder = _read_file(os.path.join(tables_dir, _LOCK_NAME))
+            if holder != _A_READER:
+                break
+            time.sleep(0.001)  # who looks at the status of a run holds it for a moment
         raise WriteRefusedError(
-            f"{self.path} is being written by "
-            f"{_printable(holder.decode(errors='replace')) or 'another process'}; "
-            "wait for that, stop it, or open another run"
+            f"{self.path} is being written by {holder}; wait for that, stop it, or "
+            "open another run"
+            if holder != _A_READER
+            else f"{self.path} may not be written: {holder} holds its lock; stop that"
         )
 
-    def _try_lock(self, tables_dir: str) -> bool:
-        """Take the lock; return False if another process holds it."""
+    def _try_lock(self, tables_dir: str) -> str:
+        """Take the lock, and return ""; or return who holds it."""
         if os.path.lexists(tables_dir) and not _is_real_dir(tables_dir):
             raise WriteRefusedError(
                 f"{tables_dir} is a link, or no directory; nothing is written there"
@@ -2496,7 +2603,10 @@ class _Run:
         try:
             is_locked = _flock(fd)
             if is_locked is False:
-                return False
+                if _flock(fd, shared=True):
+                    return _A_READER
+                holder = _printable(os.read(fd, 1 << 10).decode(errors="replace"))
+                return holder or "another process"
             for name in os.listdir(tables_dir):  # of a writer that died
                 if name.endswith(_NEW_SUFFIX):
                     _remove(os.path.join(tables_dir, name))
@@ -2504,7 +2614,7 @@ class _Run:
                 os.ftruncate(fd, 0)
                 os.write(fd, f"host {socket.gethostname()}, pid {os.getpid()}".encode())
             self._lock_fd, self._is_locked = fd, bool(is_locked)
-            return True
+            return ""
         finally:
             if self._lock_fd != fd:
                 os.close(fd)
@@ -2553,7 +2663,8 @@ class _Run:
         for suffix in _SUFFIXES:
             for name in os.listdir(self.tables_dir):
                 if name.endswith(suffix):
-                    os.unlink(os.path.join(self.tables_dir, name))
+                    _remove(os.path.join(self.tables_dir, name))
+            _sync(self.tables_dir)
         _remove(self.objects_dir)
         tensorboard_dir = os.path.join(self.path, _TENSORBOARD_DIR)
         if _is_real_dir(tensorboard_dir):  # or old curves go on in the new
@@ -2591,7 +2702,7 @@ class _Run:
                 if os.path.lexists(path):
                     raise SchemaError(
                         f"table {name!r} cannot be made: this file system takes "
-                        f"{_printable(path)} for another table's file; use another name"
+                        f"{path} for another table's file; use another name"
                     )
             else:
                 return self.create_table(name, schema)
@@ -2604,6 +2715,8 @@ class _Run:
         self.claim()
         while len(self.writers) >= _WRITERS_MAX:
             self._close_writer(next(iter(self.writers)))
+        if name not in (names := _list_tables(self.path) or []):
+            raise _no_table(self.path, name, names)
         path = _table_path(self.path, name)
         mark = _read_state(self.tables_dir).nrows(path)
         mark = self._ends.get(name, (mark, 0))[0]
@@ -2695,16 +2808,16 @@ class _Run:
         all_rows, marks, is_whole = {}, dict(state.rows), True
         for name in names:
             path = _table_path(self.path, name)
-            nrows = ends.get(name, self._ends.get(name, (0, 0)))[0]
+            nrows = ends.get(name, self._ends.get(name, (state.nrows(path), 0)))[0]
             try:
                 if export:
                     all_rows[name] = _read_rows(self.path, name)
                     if name not in self.writers:
                         nrows = all_rows[name].counts[0]
-            except CorruptError as err:
+            except (CorruptError, NotFoundError) as err:
                 _log.warning("left out of %s: %s", _STORE_NAME, err)
                 is_whole = False
-            marks[os.path.basename(path)] = max(nrows, state.nrows(path))
+            marks[os.path.basename(path)] = nrows
         image = _export_image(all_rows) if export else b""
         stores = self._keep_store(state.stores, is_whole) if export else state.stores
         # Before store.h5, which is known by it even if we die in between.
@@ -2731,8 +2844,7 @@ class _Run:
             reason = str(err)
         aside = _dated_path(self.store_path)
         os.rename(self.store_path, aside)
-        paths = _printable(self.store_path), _printable(aside)
-        _log.warning("kept %s as %s: %s", *paths, reason)
+        _log.warning("kept %s as %s: %s", self.store_path, aside, reason)
         return []
 
     def close(self, status: str = "ended", err: BaseException | None = None) -> None:
@@ -2770,12 +2882,9 @@ class _Run:
         self._exported.clear()
         self._is_stale = False
         try:
-            for writer in writers:
-                writer.close()
+            _close_all(*itertools.chain(*[w.detach() for w in writers]), fd)
         except OSError as err:
             raise _storage_error(err, "could not close the tables", self.path) from err
-        finally:
-            _close_all(fd)
 
     def after_fork(self) -> None:
         """Make this the child's copy: readable, with no hold on the parent's lock."""
@@ -2870,6 +2979,7 @@ class _Handle:
                 self.run.close_at_last()
 
 
+_A_READER: Final = "a process that only reads it"
 _runs: Final[weakref.WeakSet[_Run]] = weakref.WeakSet()  # for fork and exit
 _runs_by_path: Final[weakref.WeakValueDictionary[str, _Run]] = (
     weakref.WeakValueDictionary()
@@ -2988,7 +3098,8 @@ class Table:
 
     def __repr__(self) -> str:
         columns = ", ".join(f"{c}: {kind}" for c, kind in self._schema.columns.items())
-        return f"<Table {self.name!r} of {self._run.path}, {columns}>"
+        shown = f"<Table {self.name!r} of {self._run.path}, {columns}>"
+        return _printable(shown, _MESSAGE_MAX)
 
     def __reduce__(self) -> tuple[Any, ...]:
         folder, exp_id = os.path.split(self._run.path)
@@ -3081,7 +3192,7 @@ class Table:
             self._has_warned = True
             _log.warning(
                 "%s: a value for table %r was replaced twice; flush_row() ends a row",
-                *(_printable(self._run.path), self.name),
+                *(self._run.path, self.name),
             )
         self._replaced |= replaced
 
@@ -3287,7 +3398,7 @@ class Table:
         with contextlib.suppress(FileExistsError):
             os.mkdir(self._objects_dir)
         if not _is_real_dir(self._objects_dir):
-            where = f"{_printable(self._objects_dir)} is a link"
+            where = f"{self._objects_dir} is a link, or no directory"
             raise WriteRefusedError(f"{where}; nothing is written there")
         uid = _new_uid(data)
         paths.append(os.path.join(self._objects_dir, uid))
@@ -3512,9 +3623,13 @@ def _encode_hparams(
         key = _pb_bytes(1, str(name).encode(errors="replace"))
         info += _pb_bytes(1, key + _pb_bytes(2, encoded))
     info += _pb_bytes(4, group_name) + _pb_double(5, start_time)
+    return _encode_session("start", 3, info)
+
+
+def _encode_session(what: str, field: int, info: bytes) -> bytes:
     tensor = _encode_tensor(np.empty(0), (0,))
-    tag = "_hparams_/session_start_info"
-    return _encode_value(tag, tensor, "hparams", _pb_bytes(3, info))
+    tag = f"_hparams_/session_{what}_info"
+    return _encode_value(tag, tensor, "hparams", _pb_bytes(field, info))
 
 
 def _encode_layout(layout: Mapping[str, Mapping[str, Sequence[Any]]]) -> bytes:
@@ -4401,7 +4516,7 @@ class Store:
                 _log.warning(
                     "%s has no %s, but its tables are there, and go on. To begin the "
                     'run afresh, open it with mode="w"',
-                    *(_printable(self.path), _STORE_NAME),
+                    *(self.path, _STORE_NAME),
                 )
             self._handle.run.create(new)
         if mode == "w":
@@ -4411,7 +4526,8 @@ class Store:
 
     def __repr__(self) -> str:
         names = ", ".join(self.tables) or "none"
-        return f"<Store {self.path}, mode {self._handle.mode!r}, tables: {names}>"
+        shown = f"<Store {self.path}, mode {self._handle.mode!r}, tables: {names}>"
+        return _printable(shown, _MESSAGE_MAX)
 
     def __str__(self) -> str:
         tables = self.tables.items()
@@ -4635,7 +4751,6 @@ _BATCH_SIZE: Final = 250  # runs
 _SUMMARY: Final = (  # what CollectionReader.runs() says of each run
     *("status", "started", "seconds", "attempts", "host", "job", "commit", "error"),
 )
-_T = TypeVar("_T")
 
 
 def _read_each(
@@ -4654,6 +4769,7 @@ def _read_each(
 def _read_unproven(path: str) -> _Rows | None:
     """Read a short table by the fewest calls; None if it takes the careful way."""
     try:
+        _refuse_link(os.path.dirname(path))
         fd = os.open(path + _ROWS_SUFFIX, os.O_RDONLY | _O_SAFE)
         try:
             status, data = os.fstat(fd), os.read(fd, _HEAD_SIZE)
@@ -4665,10 +4781,13 @@ def _read_unproven(path: str) -> _Rows | None:
         if torn_size or len(data) == _HEAD_SIZE or not stat.S_ISREG(status.st_mode):
             return None
         if schema.text_fields and count:
-            text = _read_file(path + _TEXT_SUFFIX)
             last = len(records) - schema.dtype.itemsize
             _, *values, start = schema.record.unpack_from(records, last)
-            if start + sum(values[i] for i in schema.text_fields) != len(text):
+            size = start + sum(values[i] for i in schema.text_fields)
+            if not 0 <= size <= _BLOCK_SIZE:
+                return None
+            text = _read_file(path + _TEXT_SUFFIX, size + 1)
+            if len(text) != size:
                 return None
             if not os.path.samestat(status, os.lstat(path + _ROWS_SUFFIX)):
                 return None
@@ -4754,13 +4873,6 @@ def _read_params(run_dir: str, table: str) -> dict[str, Any] | None:
     return None
 
 
-def _wall_time(text: object) -> float:
-    """Return seconds since the epoch; NaN for what is no time."""
-    with contextlib.suppress(ValueError, OverflowError):
-        return datetime.datetime.fromisoformat(str(text)).timestamp()
-    return math.nan
-
-
 def _short_time(seconds: float) -> str:
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
         if seconds >= 2 * size:
@@ -4768,18 +4880,12 @@ def _short_time(seconds: float) -> str:
     return "" if math.isnan(seconds) else f"{seconds:.0f}s"
 
 
-def _typed(line: Mapping[str, Any], key: str, default: _T) -> _T:
-    """Return what a line of a history has, if it is of the type of ``default``."""
-    value = line.get(key)
-    return value if isinstance(value, type(default)) else default
-
-
 def _look_at(run_dir: str) -> tuple[str, list[dict[str, Any]]]:
     """Return how a run is, in a word, and its attempts."""
     history = _read_history(run_dir)
     while attempts := _attempts(history):
         if "status" in attempts[-1]:
-            return _typed(attempts[-1], "status", ""), attempts
+            return attempts[-1]["status"], attempts
         if has_writer := _has_writer(run_dir):
             return "running", attempts
         history, last = _read_history(run_dir), history
@@ -4794,18 +4900,16 @@ def _look_at(run_dir: str) -> tuple[str, list[dict[str, Any]]]:
 
 
 def _summarize(run_dir: str) -> dict[str, Any]:
-    """Return a run's history as one row, of the last attempt; anyone may write one."""
+    """Return a run's history as one row, of the last attempt; times are still text."""
     status, attempts = _look_at(run_dir)
     last = attempts[-1] if attempts else {}
-    git: dict[str, Any] = _typed(last, "git", {})
-    job: dict[str, Any] = _typed(last, "job", {})
-    started, ended = _wall_time(last.get("time")), _wall_time(last.get("ended"))
-    ended = time.time() if status == "running" else ended
-    job_ids = (_typed(job, name, "") for name in _JOB_IDS)
-    commit = _typed(git, "commit", "")[:8] + ("+" if git.get("changed") else "")
-    host, error = (_typed(last, key, "") for key in ("host", "error"))
-    values = status, started, ended - started, len(attempts), host
-    return dict(zip(_SUMMARY, (*values, "".join(job_ids), commit, error)))
+    git, job = last.get("git", {}), last.get("job", {})
+    times = last.get("time"), _now() if status == "running" else last.get("ended")
+    job_id = next((str(job[name]) for name in _JOB_IDS if name in job), "")
+    commit = str(git.get("commit", ""))[:8] + ("+" if git.get("changed") else "")
+    host, error = last.get("host", ""), last.get("error", "")
+    values = status, *times, len(attempts), host, job_id, commit, error
+    return dict(zip(_SUMMARY, values))
 
 
 def _summarize_batch(
@@ -4910,14 +5014,17 @@ class CollectionReader:
         return self._known_headers
 
     def __repr__(self) -> str:
-        return (
+        shown = (
             f"<CollectionReader {self.directory}, {len(self.exp_ids)} runs, "
             f"tables: {', '.join(self.tables) or 'none'}>"
         )
+        return _printable(shown, _MESSAGE_MAX)
 
     def __str__(self) -> str:
         schemas = self.schemas.items()
-        return "\n".join(f"-- Table: {n} --\n{s.keys()}" for n, s in schemas)
+        return "\n".join(
+            f"-- Table: {_printable(n)} --\n{s.keys()}" for n, s in schemas
+        )
 
     def __enter__(self) -> CollectionReader:
         return self
@@ -5048,9 +5155,12 @@ class CollectionReader:
         columns = dict.fromkeys(itertools.chain(_SUMMARY, *rows))
         ids = pd.Index(self.exp_ids, name="exp_id", dtype=_text_dtype())
         frame: pd.DataFrame = pd.DataFrame(rows, ids, [*columns])
-        started = frame["started"].astype(float)
-        times = pd.to_datetime(started, unit="s", utc=True, errors="coerce")
-        frame["started"] = times.dt.round("ms")
+        started, ended = (
+            pd.to_datetime(frame[name], utc=True, format="ISO8601", errors="coerce")
+            for name in ("started", "seconds")
+        )
+        seconds = (ended - started).dt.total_seconds()
+        frame["started"], frame["seconds"] = started, seconds
         return frame
 
     def _read_groups(self, key: str, exp_ids: list[str], skip: bool) -> list[_Rows]:
@@ -5226,13 +5336,15 @@ def _decoding_error(exp_id: str, name: str, kind: str, err: Exception) -> CoxErr
 # later is named by what differs then, and a restart names all of them alike.
 
 _REFRESH_INTERVAL_S: Final = 1.0
-_FIRST_WAIT_S: Final = 0.3  # for all runs to be there when TensorBoard looks first
+_READ_AT_ONCE: Final = 500  # runs; of more, the newest show before the others are read
 _TAIL_INTERVAL_S: Final = 0.5
 _MTIME_RESOLUTION_NS: Final = 2 * 10**9  # FAT's, the coarsest there is
 _RUN_NAME_MAX: Final = 255  # bytes, as of any file name
 _UNSAFE_IN_NAME: Final = re.compile("[/\x00-\x1f\x7f\ud800-\udfff]")
 # Sorts before the run's files: TensorBoard's Python loader does not go back to it.
 _HPARAMS_FILE: Final = "events.out.tfevents.0000000000.hparams"
+_END_FILE: Final = "events.out.tfevents.0000000000.hparams.end"
+_OUTCOMES: Final = {"done": 1, "failed": 2, "interrupted": 2, "dead": 2}  # in HPARAMS
 _PROJECTOR_CONFIG: Final = "projector_config.pbtxt"
 _COPIES_MAX: Final = 256 << 20  # bytes, of all runs
 _NO_EVENTS: Final = "no events yet"
@@ -5291,6 +5403,10 @@ class _ViewedRun:
     left_out: str = ""  # why; "" if it may be shown
     name: str = ""  # in the view; "" while it is not there
     has_links: bool = False
+    status: str = ""
+    history_stamp: tuple[int, ...] = ()  # of the file when it had this status
+    outcome: int = 0  # in HPARAMS
+    back_at: float = 0.0  # time until which it must not be there
     # stamps of its directories of event files when those were linked, by path
     linked: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
@@ -5312,8 +5428,9 @@ class _View:
         self.differing: list[str] = []  # parameters that the shown runs do not share
         self.runs: dict[str, _ViewedRun] = {}  # by exp_id, the newest first
         self.room = _COPIES_MAX
+        self.reload_s = 5.0  # how often TensorBoard looks at the view
         self.stopped = threading.Event()
-        self.is_whole = threading.Event()  # all runs there were are shown
+        self.is_begun = threading.Event()  # the newest runs are shown
 
     def check_options(self) -> None:
         """Refuse options that fit none of the runs there are."""
@@ -5360,74 +5477,82 @@ class _View:
 
     def watch(self) -> None:
         """Refresh until stopped; each new trouble is printed once."""
-        said = {_NO_EVENTS}
+        said: set[str] = set()
         while not self.stopped.is_set():
             try:
                 self.refresh()
-                news, line = set(self.reasons()), self.summary()
+                news, line = {"", *self.reasons()} - {_NO_EVENTS}, self.summary()
             except Exception as err:  # whatever a run has in it, the others go on
                 news, line = {str(err)}, f"cannot look for runs: {err}"
-            is_first = not self.is_whole.is_set()
-            if (is_first or news - said) and not self.stopped.is_set():
+            if news - said and not self.stopped.is_set():
                 _say(line)
             said |= news
-            self.is_whole.set()
+            self.is_begun.set()
             self.stopped.wait(_REFRESH_INTERVAL_S)
 
     def refresh(self) -> None:
         """Bring the view up to date; an unchanged run costs two or three ``stat``."""
-        self.read()
+        is_more = True
+        while is_more:
+            is_more = self.read()
+            for exp_id, run in self.runs.items():
+                if self.stopped.is_set():
+                    return
+                if not run.left_out and time.monotonic() >= run.back_at:
+                    try:
+                        self._link(exp_id, run)
+                    except Exception as err:  # no room for the view, say
+                        self._hide(run)
+                        run.left_out = _printable(getattr(err, "strerror", None) or err)
+            self.is_begun.set()
         for exp_id, run in self.runs.items():
-            if self.stopped.is_set():
-                return
-            if not run.left_out:
-                try:
-                    self._link(exp_id, run)
-                except Exception as err:  # no room for the view, say
-                    self._hide(run)
-                    run.left_out = _printable(getattr(err, "strerror", None) or err)
+            if run.name and run.params and not self.stopped.is_set():
+                with contextlib.suppress(Exception):  # a damaged history
+                    self._tell_end(exp_id, run)
 
-    def read(self) -> None:
-        """Find the runs and their parameters."""
+    def read(self) -> bool:
+        """Find runs and their parameters, the newest first; True if there are more."""
         listed = [e for e in _list_runs(self.directory) if self.only in ("", e)]
         for exp_id in self.runs.keys() - set(listed):
             self._hide(self.runs.pop(exp_id))
-        is_new = False
+        changed = []
         for exp_id in listed:
-            is_new |= exp_id not in self.runs
-            run = self.runs.setdefault(exp_id, _ViewedRun())
+            run = self.runs.get(exp_id, _ViewedRun())
             if run.params is None:
-                is_new |= self._find_params(exp_id, run)
-        if is_new:
-            by_age = sorted(self.runs.items(), key=lambda item: item[1].params_stamp)
-            self.runs = dict(reversed(by_age))
-            shown = [r.params for _, r in by_age if r.params and not r.left_out]
+                run_dir = os.path.join(self.directory, exp_id)
+                stamp = _stamp(_table_path(run_dir, self.table) + _ROWS_SUFFIX)
+                stamp = stamp or _stamp(os.path.join(run_dir, _STORE_NAME))
+                if stamp != run.params_stamp:
+                    changed.append((stamp, exp_id))
+        changed.sort(reverse=True)
+        count = max(_READ_AT_ONCE, len(self.runs))
+        for stamp, exp_id in changed[:count]:
+            run = self.runs.setdefault(exp_id, _ViewedRun())
+            run.params_stamp = stamp
+            self._find_params(exp_id, run)
+        if changed:
+            runs = reversed(self.runs.values())
+            shown = [run.params for run in runs if run.params and not run.left_out]
             columns = dict.fromkeys(itertools.chain(*shown))
             texts = {c: {str(params.get(c)) for params in shown} for c in columns}
             self.differing = [column for column, seen in texts.items() if len(seen) > 1]
+        return len(changed) > count
 
     def _hide(self, run: _ViewedRun) -> None:
         if run.name:
             shutil.rmtree(os.path.join(self.view_dir, run.name), ignore_errors=True)
-            run.name, run.linked = "", {}
+            run.name, run.linked, run.outcome, run.history_stamp = "", {}, 0, ()
 
-    def _find_params(self, exp_id: str, run: _ViewedRun) -> bool:
-        """Look for the run's metadata if its file changed; True if it is there now."""
-        run_dir = os.path.join(self.directory, exp_id)
-        stamp = _stamp(_table_path(run_dir, self.table) + _ROWS_SUFFIX)
-        stamp = stamp or _stamp(os.path.join(run_dir, _STORE_NAME))
-        if stamp == run.params_stamp:
-            return False
-        run.params_stamp = stamp
+    def _find_params(self, exp_id: str, run: _ViewedRun) -> None:
+        """Look for the run's metadata, as its file changed."""
         try:
-            run.params = _read_params(run_dir, self.table) if stamp else None
+            run_dir = os.path.join(self.directory, exp_id)
+            run.params = _read_params(run_dir, self.table) if run.params_stamp else None
         except Exception as err:  # a broken HDF5 file raises anything
             _say(f"cannot read the metadata of run {exp_id!r}: {err}")
         run.left_out = self._objection(run.params)
-        if run.params is None:
-            return False
-        self._hide(run)  # it was there without parameters in its name and HPARAMS
-        return True
+        if run.params is not None:
+            self._hide(run)  # it was there without parameters in its name and HPARAMS
 
     def _objection(self, params: dict[str, Any] | None) -> str:
         if params is None:
@@ -5486,9 +5611,11 @@ class _View:
         """Link a file; copy it for the PROJECTOR, which follows no link."""
         if not run.name:
             self._add(exp_id, run)
-        top = os.path.join(self.directory, exp_id, _TENSORBOARD_DIR)
-        target = os.path.join(self.view_dir, run.name, os.path.relpath(path, top))
-        os.makedirs(os.path.dirname(target), exist_ok=True)
+        top = os.path.join(self.directory, exp_id, _TENSORBOARD_DIR, "")
+        name = path.removeprefix(top)
+        target = os.path.join(self.view_dir, run.name, name)
+        if os.sep in name:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
         if not is_copied or "tfevents" in os.path.basename(path):
             with contextlib.suppress(FileExistsError):
                 os.symlink(path, target)
@@ -5499,6 +5626,27 @@ class _View:
                 self.room -= size
                 with open(target, "wb") as file:
                     file.write(_read_file(path))
+
+    def _tell_end(self, exp_id: str, run: _ViewedRun) -> None:
+        """Tell HPARAMS how a run ended, which it takes once.
+
+        So a run that goes on after that leaves the view until TensorBoard forgot it.
+        """
+        run_dir = os.path.join(self.directory, exp_id)
+        stamp = _stamp(os.path.join(run_dir, _TABLES_DIR, _HISTORY_NAME))
+        if not stamp or (stamp == run.history_stamp and run.status != "running"):
+            return
+        run.history_stamp, run.status = stamp, _look_at(run_dir)[0]
+        outcome = _OUTCOMES.get(run.status, 0)
+        if run.outcome not in (0, outcome):
+            self._hide(run)
+            run.back_at = time.monotonic() + 3 * self.reload_s
+        elif outcome != run.outcome:
+            run.outcome, now = outcome, time.time()
+            end = _pb_int(1, outcome) + _pb_double(2, stamp[0] / 1e9)
+            event = _encode_event(now, 0, _encode_session("end", 4, end))
+            with open(os.path.join(self.view_dir, run.name, _END_FILE), "wb") as file:
+                file.write(_encode_file_version(now) + _encode_record(event))
 
     def _add(self, exp_id: str, run: _ViewedRun) -> None:
         name = _run_name(self._format(run.params or {}, exp_id), exp_id)
@@ -5611,6 +5759,7 @@ def _serve(options: argparse.Namespace, rest: Sequence[str]) -> int:
     # its file has a name that is easy to guess, in a directory that others write to
     board._register_info = lambda *_: None
     view = _View(view_dir, options)
+    view.reload_s = board.flags.reload_interval
     watcher = threading.Thread(target=view.watch, daemon=True)
     signals = [getattr(signal, s) for s in ("SIGTERM", "SIGHUP") if hasattr(signal, s)]
 
@@ -5627,10 +5776,11 @@ def _serve(options: argparse.Namespace, rest: Sequence[str]) -> int:
             signal.signal(signum, stop)
     try:
         os.mkdir(view_dir, 0o700)
-        view.read()
+        while view.asked and view.read():
+            pass  # it may be that no run has such a parameter
         view.check_options()
         watcher.start()
-        view.is_whole.wait(_FIRST_WAIT_S)  # thousands of runs come in one by one
+        view.is_begun.wait()  # or TensorBoard would find no run until it looks again
         return 1 if board.main() else 0
     finally:
         ignore_signals()  # another must not stop the removal
@@ -5674,8 +5824,6 @@ def _find_run(run: str, directory: str) -> str:
     """Return the path of a run, given that or the start of its id."""
     if _is_run(run):
         return os.path.abspath(run)
-    if not os.path.isdir(directory):
-        raise CoxError(f"no such directory: {directory}")
     exp_ids = [exp_id for exp_id in _list_runs(directory) if exp_id.startswith(run)]
     exp_ids = [run] if run in exp_ids else exp_ids
     if len(exp_ids) != 1:
@@ -5840,8 +5988,8 @@ def _diff(argv: list[str]) -> int:
     for run in options.run, options.other:
         run_dir = _find_run(run, options.dir)
         last = (_look_at(run_dir)[1] or [{}])[-1]
-        git: dict[str, Any] = _typed(last, "git", {})
-        facts = {"argv": last.get("argv")} | {f"git {k}": v for k, v in git.items()}
+        facts = {f"git {name}": v for name, v in last.get("git", {}).items()}
+        facts |= {"argv": last.get("argv")}
         facts |= _read_params(run_dir, options.metadata_table) or {}
         for table, row in _last_rows(run_dir, options.metadata_table).items():
             facts |= {f"{table}/{column}": value for column, value in row.items()}
@@ -5869,9 +6017,7 @@ def _tail(argv: list[str]) -> int:
     seen, start = max(0, _read_ends(run_dir, table)[0] - options.rows), 0
     while True:
         new = _read_ends(run_dir, table)[0] - seen
-        if new < 0:  # the table was begun afresh
-            new, seen = new + seen, 0
-        if new:
+        if new > 0:
             count, rows = _read_ends(run_dir, table, last=new + 1000)  # more may come
             plain, seen = _plain_rows(rows)[seen - count :], count
             columns = {name: [row.get(name) for row in plain] for name in plain[0]}
@@ -5913,7 +6059,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # of `cox ls | head`; nor may the exit meet it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (CoxError, OSError) as err:
+    except (CoxError, OSError, UnicodeError) as err:
         _say(str(err), command)
         return 2
     except KeyboardInterrupt:
