@@ -132,7 +132,7 @@ def _printable(value: object, limit: int = 200) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-_MESSAGE_MAX: Final = 10_000  # characters
+_MESSAGE_MAX: Final = 5_000  # characters
 
 
 def _make_printable(record: logging.LogRecord) -> bool:
@@ -144,7 +144,7 @@ _log.addFilter(_make_printable)
 
 
 class CoxError(Exception):
-    """Base of every error that cox raises on purpose; its text is fit for a terminal."""
+    """Base of every error that cox raises; its text is fit for a terminal."""
 
     def __str__(self) -> str:
         return _printable(super().__str__(), _MESSAGE_MAX)
@@ -251,6 +251,7 @@ _STATE_MAX: Final = 1 << 26  # bytes of state.json
 _HEAD_SIZE: Final = 1 << 16  # bytes read at once: all of most tables
 _BLOCK_SIZE: Final = 1 << 22  # bytes of records looked at together
 _CAPACITY_MAX: Final = 1 << 22  # rows that memory is taken for before they are seen
+_TORN_MAX: Final = 1 << 30  # bytes of a torn end that are kept aside
 _HOLE_MIN: Final = 1 << 26  # bytes of text among which a hole is looked for
 _WRITERS_MAX: Final = 64  # tables of a run that are open to be written
 
@@ -751,11 +752,13 @@ def _read_object(uid: str, objects_dir: str) -> bytes:
         raise NotFoundError(
             f"{objects_dir} is missing; copy it along with the run"
         ) from None
-    with contextlib.suppress(ValueError):  # no UUID is of the user's own making
+    try:
         name = uuid.UUID(uid)
-        proof = name.bytes[:6] + name.bytes[-2:]
-        if name.version == 8 and proof != _object_digest(data):
-            raise CorruptError("its content is not what its name proves", path)
+    except ValueError:  # of the user's own making
+        return data
+    proof = name.bytes[:6] + name.bytes[-2:]
+    if name.version == 8 and proof != _object_digest(data):
+        raise CorruptError("its content is not what its name proves", path)
     return data
 
 
@@ -1361,13 +1364,32 @@ class _TableFile:
                 break
         self._check_end(first, start)
 
+    def find_end(self, first: int = 0) -> tuple[int, int]:
+        """Return how many rows there are, and how much text they have."""
+        nrows, text_size = first, self.start_of(first) if first else 0
+        for rows in self.blocks(first):
+            nrows += rows.counts[0]
+            text_size += len(rows.texts)
+        return nrows, text_size
+
+    def is_longer(self, nrows: int, text_size: int) -> bool:
+        """Say whether there is more in the files than such rows and text."""
+        return self._rows_size > self.offset(nrows) or self._text_size > text_size
+
     def read_torn(self, nrows: int, text_size: int) -> tuple[bytes, bytes]:
         """Return what stands in the files behind the good rows and their text."""
         at = self.offset(nrows)
-        torn = _pread(self._rows_fd, self._rows_size - at, at)
-        if self._text_fd < 0:
-            return torn, b""
-        return torn, _pread(self._text_fd, self._text_size - text_size, text_size)
+        sizes = self._rows_size - at, self._text_size - text_size
+        if max(sizes) > _TORN_MAX:
+            raise CorruptError(
+                f"behind its {nrows} rows are {sizes[0]} bytes that are none, and "
+                f"{sizes[1]} in its text. Cut it to {at} bytes and the text to "
+                f"{text_size}, if they are not wanted",
+                self.path + _ROWS_SUFFIX,
+            )
+        torn = _pread(self._rows_fd, sizes[0], at)
+        has_text = self._text_fd >= 0
+        return torn, _pread(self._text_fd, sizes[1], text_size) if has_text else b""
 
     def _check_end(self, nrows: int, start: int) -> None:
         """Make sure that what is behind the good rows is a torn end."""
@@ -1419,7 +1441,8 @@ class _RowWriter:
         Args:
             path: The files without their suffix.
             schema: What they must hold.
-            mark: Rows that were synced; only those behind it are looked through.
+            mark: Rows that were synced. Where there are no others, only the last is
+                looked at.
             is_locked: No other process can write them.
         """
         self.path = path
@@ -1428,14 +1451,13 @@ class _RowWriter:
             self.schema = found = table.schema
             if [*found.columns.items()] != [*schema.columns.items()]:
                 raise SchemaError(
-                    f"{path} was made anew, with columns {found.columns}; open the Store "
-                    "again"
+                    f"{path} was made anew, with columns {found.columns}; open the "
+                    "Store again"
                 )
-            nrows = max(0, min(mark, table.count) - 1)
-            text_size = table.start_of(nrows) if nrows else 0
-            for rows in table.blocks(nrows):
-                nrows += rows.counts[0]
-                text_size += len(rows.texts)
+            is_synced = table.count == mark
+            nrows, text_size = table.find_end(max(0, mark - 1) if is_synced else 0)
+            if is_synced and table.is_longer(nrows, text_size):
+                nrows, text_size = table.find_end()  # all, before anything is cut
             if nrows < mark:
                 _log.warning(
                     "%s has %d rows, where %d were synced",
@@ -1474,6 +1496,31 @@ class _RowWriter:
         record = self._pack(nrows + 1, *values, text_size)
         check = zlib.crc32(text, zlib.crc32(record))
         return record + check.to_bytes(8, "little")
+
+    def append_dict(self, row: dict[str, Any]) -> bool:
+        """Append a whole row in the quickest way; False if it takes the careful one.
+
+        That one explains what is wrong with a row, or converts what needs it.
+        """
+        schema, text = self.schema, b""
+        if schema.get_row is None or len(row) != len(schema.kinds):
+            return False
+        try:
+            values = schema.get_row(row)
+            if schema.text_fields:
+                values = list(values)
+                for i in schema.text_fields:
+                    encoded = schema.kinds[i].convert(values[i])
+                    values[i] = len(encoded)
+                    text += encoded
+                record = self.encode(values, text)
+            else:  # as encode(), but for a call less
+                record = self._pack(self.end[0] + 1, *values)
+                record += zlib.crc32(record).to_bytes(8, "little")
+        except Exception:
+            return False
+        self.append(record, text)
+        return True
 
     def append(self, records: bytes, text: bytes, count: int = 1) -> None:
         """Append encoded rows; when this returns, they are in the file.
@@ -2499,11 +2546,11 @@ class _Run:
         self._exported: dict[str, tuple[int, int]] = {}  # ends that store.h5 has
         _runs.add(self)
 
-    def create(self, new: bool) -> None:
-        """Make what a new run lacks, or one whose process died while making it."""
-        parent = folder = os.path.dirname(self.path)
-        while not os.path.exists(folder):
-            folder = os.path.dirname(folder)
+    def _make_dirs(self, new: bool) -> list[str]:
+        """Make the run's directories; return those that got new entries above it."""
+        parents = [os.path.dirname(self.path)]
+        while not os.path.exists(parents[-1]):
+            parents.append(os.path.dirname(parents[-1]))
         try:
             os.makedirs(self.path, exist_ok=True)
             os.mkdir(self.tables_dir)
@@ -2512,6 +2559,11 @@ class _Run:
                 raise StoreExistsError(f"{self.path} was made meanwhile") from None
         except OSError as err:
             raise _storage_error(err, "could not make the run", self.path) from err
+        return parents
+
+    def create(self, new: bool) -> None:
+        """Make what a new run lacks, or one whose process died while making it."""
+        parents = self._make_dirs(new)
         with self.lock:
             if self._lock_fd >= 0:
                 return  # store.h5 comes back with the next export
@@ -2528,9 +2580,7 @@ class _Run:
                     os.makedirs(os.path.join(self.path, name), exist_ok=True)
                 if not os.path.exists(self.store_path):
                     self._write_store(_empty_image())
-                    _sync(parent)
-                    while parent != folder:  # they are new
-                        parent = os.path.dirname(parent)
+                    for parent in parents:
                         _sync(parent)
             finally:
                 self._release()
@@ -3219,11 +3269,23 @@ class Table:
             SchemaError, WriteRefusedError, StorageError: As ``update_row`` and
                 ``flush_row``. The working row is as it was before.
         """
-        self._do(self._append, data)
-
-    def _append(self, data: Any) -> None:
-        if not self._append_simple(data):
-            self._write(self._merge(data))
+        run = self._run  # as _do(), but for a call less
+        with run.lock:
+            if run.is_busy or run.refusal or self._handle.refusal:
+                self._refuse()
+            try:
+                run.is_busy = True
+                writer = run.writers.get(self.name)
+                if (
+                    writer is None
+                    or writer.schema is not self._schema
+                    or self._staged is not self._schema.blank
+                    or type(data) is not dict
+                    or not writer.append_dict(data)
+                ):
+                    self._write(self._merge(data))
+            finally:
+                run.is_busy = False
 
     def append_rows(self, data: Any) -> None:
         """Append many rows in one call; all are refused, or all are written.
@@ -3285,36 +3347,6 @@ class Table:
         except Exception as err:
             raise self._refusal(name, value, err) from err
         return converted
-
-    def _append_simple(self, data: Any) -> bool:
-        """Append a whole row in the quickest way; False if it takes the careful one.
-
-        That one explains what is wrong with a row, or converts what needs it.
-        """
-        schema, writer = self._schema, self._run.writers.get(self.name)
-        if (
-            writer is None
-            or writer.schema is not schema  # the table was empty, and was made again
-            or schema.get_row is None
-            or type(data) is not dict
-            or len(data) != len(schema.columns)
-            or self._staged is not schema.blank
-        ):
-            return False
-        text = b""
-        try:
-            values = schema.get_row(data)
-            if schema.text_fields:
-                values = list(values)
-                for i in schema.text_fields:
-                    encoded = schema.kinds[i].convert(values[i])
-                    values[i] = len(encoded)
-                    text += encoded
-            record = writer.encode(values, text)
-        except Exception:
-            return False
-        writer.append(record, text)
-        return True
 
     def _refuse(self) -> None:
         run = self._run
@@ -5284,7 +5316,7 @@ class CollectionReader:
                 raise SchemaError(
                     f"table {key!r} differs between {exp_ids[first.sources[0]]} and "
                     f"{exp_ids[other.sources[0]]} in {self.directory}, in columns "
-                    f"{', '.join(sorted(map(repr, differing)))}; take all columns with "
+                    f"{_shorten(sorted(map(repr, differing)))}; take all columns with "
                     "union_schemas=True, or leave runs out with exp_filter"
                 )
 
