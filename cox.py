@@ -3694,7 +3694,7 @@ _SCALAR_END: Final = struct.Struct("<fBdBB")  # value, key, wall time, key, step
 _V0, _V1, _V2, _V3, _, _W0, _W1, _W2, _W3, _W4, _W5, _W6, _W7, _, _S0, *_S_HIGH = (
     _CRC_TABLE[-19:].tolist()
 )
-_LOOP_MAX: Final = 40  # bytes; numpy takes as long for these as for a thousand
+_LOOP_MAX: Final = 120  # bytes; between other work numpy takes longer for fewer
 
 
 @functools.lru_cache(maxsize=64)
