@@ -4,16 +4,17 @@ No server, no account: a run is a directory, a table is an append-only file.
 
     from cox import CollectionReader, Store
 
-    store = Store("out")                                 # out/<random id>/
-    store.add_table("metadata", {"lr": float, "arch": str})
-    store.add_table("train", {"epoch": int, "loss": float})
-    store["metadata"].append_row({"lr": 0.1, "arch": "resnet18"})
-    for epoch in range(3):
-        store.log_table_and_tb("train", {"epoch": epoch, "loss": 1 / (epoch + 1)})
-        store["train"].flush_row()                       # on disk from here on
-    store.close()
+    with Store("out") as store:                          # out/<random id>/
+        store.add_table("metadata", {"lr": float, "arch": str})
+        store.add_table("train", {"epoch": int, "loss": float})
+        store["metadata"].append_row({"lr": 0.1, "arch": "resnet18"})
+        for epoch in range(3):
+            store.log_table_and_tb("train", {"epoch": epoch, "loss": 1 / (epoch + 1)})
+            store["train"].flush_row()                   # on disk from here on
 
-    print(CollectionReader("out").df("train"))           # every run, one frame
+    reader = CollectionReader("out")
+    print(reader.df("train"))                            # every run, one frame
+    print(reader.runs())                                 # how each of them went
 
 What a run leaves on disk:
 
@@ -23,24 +24,32 @@ What a run leaves on disk:
                  .tables/<table>.rows   the table: a header line, fixed-size records
                  .tables/<table>.text   the text of its rows, where it has text columns
                  .tables/lock           held by the one process that writes
+                 .tables/state.json     how many rows are safe from a dying machine
                  .tables/history.jsonl  what ran, when, and how it ended
+                 .tables/<n>.patch      what its n-th attempt had not committed to git
                  .table_objects/        one file per PICKLE or PYTORCH_STATE value
 
-A row is in the file when ``flush_row`` returns: a process that is killed loses
-at most the row it was writing. A machine that dies loses what it had not yet
-written back; ``checkpoint()`` and ``close()`` wait for the disk. Any number of
-processes may read a run while one writes it.
+What holds:
 
-Sections, each building on those above it: errors, on-disk format, utilities,
+- A row is in the file when ``flush_row`` returns: a process that is killed, or meets
+  a full disk, loses at most the row it was writing.
+- After ``checkpoint()`` or ``close()`` a dying machine takes nothing back.
+- What is read is what was logged, or an error; a check covers every byte of a table.
+- Any number of processes may read a run while one writes it.
+- Listing, reading, collecting and viewing a stranger's run runs none of its code and
+  touches nothing outside it. Only decoding OBJECT, PICKLE and PYTORCH_STATE does.
+
+Sections, each building on those above it: errors, on-disk format, utilities, files,
 values and schema, row files, HDF5, history, run directory, Table, TensorBoard
-events, event writer, Store, CollectionReader, command line, commands.
+events, event writer, Store, CollectionReader, command line, commands, import names
+of the original package.
 
-SPDX-License-Identifier: MIT
+Copyright (c) 2026 cox contributors. SPDX-License-Identifier: MIT
 """
 
 from __future__ import annotations
 
-__version__ = "1.0.0"
+__version__ = "1.1.0"
 
 __all__ = [
     # logging and reading
@@ -114,7 +123,8 @@ try:
     import fcntl
     import resource
 except ImportError:  # Windows: runs are written without a lock
-    fcntl = resource = None  # type: ignore[assignment]
+    fcntl: Any = None  # type: ignore[no-redef]
+    resource: Any = None  # type: ignore[no-redef]
 
 _log = logging.getLogger("cox")
 
@@ -826,6 +836,7 @@ class _Schema:
         self.slots = {n: (i, k.convert) for n, (i, k) in zip(columns, enumerate(kinds))}
         self.blank: list[Any] = [None] * len(kinds)  # a working row with nothing staged
         self.text_fields = [i for i, kind in enumerate(kinds) if not kind.code]
+        self.text_converters = [(i, kinds[i].convert) for i in self.text_fields]
         self.file_fields = [i for i, kind in enumerate(kinds) if kind.is_file]
         codes = [kind.code or "q" for kind in kinds]
         text_start = ["q"] if self.text_fields else []
@@ -1329,7 +1340,10 @@ class _TableFile:
             return 0
         at = self.offset(number)
         record = _pread(self._rows_fd, self.schema.dtype.itemsize, at)
-        return int(np.frombuffer(record, self.schema.dtype)["start"][0])
+        start = int(np.frombuffer(record, self.schema.dtype)["start"][0])
+        return max(
+            0, min(start, self._text_size + 1)
+        )  # no good record's, if it differs
 
     def read(self, first: int, count: int, start: int) -> _Rows:
         """Read records; return the good ones up to the first that is not.
@@ -1509,8 +1523,8 @@ class _RowWriter:
             values = schema.get_row(row)
             if schema.text_fields:
                 values = list(values)
-                for i in schema.text_fields:
-                    encoded = schema.kinds[i].convert(values[i])
+                for i, convert in schema.text_converters:
+                    encoded = convert(values[i])
                     values[i] = len(encoded)
                     text += encoded
                 record = self.encode(values, text)
@@ -1945,7 +1959,8 @@ def _read_store(path: str) -> dict[str, _Rows]:
 
 def _image_tables(image: bytes) -> dict[str, _Rows]:
     options = {**_HDF5_OPTIONS, "driver_core_image": image or b"empty"}
-    with tables.open_file(_STORE_NAME, "r", **options) as h5:
+    h5: Any
+    with contextlib.closing(tables.open_file(_STORE_NAME, "r", **options)) as h5:
         return dict(
             _group_rows(group)
             for group in h5.walk_groups()
@@ -2463,7 +2478,7 @@ def _read_ends(
         nrows = table.count
         head = min(first, nrows)
         tail = max(head, nrows - last)
-        at = max(0, min(tail, nrows - 1))
+        at = nrows if head == nrows else min(tail, nrows - 1)
         parts = [table.read(0, head, 0), table.read(at, nrows - at, table.start_of(at))]
         if sum(part.counts[0] for part in parts) < head + nrows - at:
             blocks = [_no_rows(table.schema), *table.blocks()]
@@ -3337,7 +3352,8 @@ class Table:
                 return array
             if array.dtype.kind in allowed and len(array):
                 with contextlib.suppress(OverflowError, TypeError):  # said below
-                    kind.convert(array.min()), kind.convert(array.max())
+                    kind.convert(array.min())
+                    kind.convert(array.max())
                     return array
         converted = []
         value = None
@@ -4689,8 +4705,8 @@ class Store:
             raise _NoWriterError(
                 f"{self.path} may not be written: {self._handle.refusal}"
             )
-        writer: EventWriter = self._writer
-        return writer
+        writer: Any = self._writer
+        return writer  # type: ignore[no-any-return]
 
     @writer.setter
     def writer(self, writer: Any) -> None:
@@ -4883,6 +4899,7 @@ def _plain_rows(rows: _Rows) -> list[dict[str, Any]]:
     plain, end = [], 0
     for record in records.tolist():
         row: dict[str, Any] = {}
+        value: Any
         for (name, kind), value in zip(columns, record[1:]):
             is_text, start = not _KINDS[kind].code, end
             end += value if is_text else 0
@@ -5913,7 +5930,8 @@ def _read_runs(directory: str, params: str) -> tuple[str, pd.DataFrame]:
     )
     last = [table for table in reader.tables if table != params]
     frame = reader.runs(params, last).sort_values("started", ascending=False)
-    short = {c: c[len(t) + 1 :] for t in last for c in frame if c.startswith(f"{t}/")}
+    names = [str(name) for name in frame]
+    short = {c: c[len(t) + 1 :] for t in last for c in names if c.startswith(f"{t}/")}
     uses = collections.Counter([*frame, *short.values()])
     short = {column: name for column, name in short.items() if uses[name] == 1}
     return directory, frame.rename(columns=short)
@@ -5924,6 +5942,7 @@ def _print_runs(frame: pd.DataFrame, is_chosen: bool) -> None:
     uuid_end = re.compile("(?<=^[0-9a-f]{8})-[-0-9a-f]{27}$")
     columns: dict[str, Iterable[Any]] = {}
     columns["run"] = [uuid_end.sub("", exp_id) for exp_id in frame.index]
+    name: Any
     for name, values in frame.items():
         seen = set(map(str, values))
         is_told = len(seen) > 1 or (len(frame) == 1 and seen != {""})

@@ -1254,6 +1254,9 @@ CORRUPT = {
     "length-of-last-but-one": lambda h, r, n: h + r[: n + 16] + b"z" + r[n + 17 :],
     "start-of-last-but-one": lambda h, r, n: h + r[: n + 24] + b"z" + r[n + 25 :],
     "start-of-last": lambda h, r, n: h + r[: 2 * n + 24] + b"z" + r[2 * n + 25 :],
+    "start-that-has-no-opposite": lambda h, r, n: (
+        h + r[: n + 24] + struct.pack("<q", -(1 << 63)) + r[n + 32 :]
+    ),
     "zeros-within": lambda h, r, n: h + bytes(n) + r[n:],
     "last-lost": lambda h, r, n: h + r[: 2 * n] + bytes(n),
     "last-cut": lambda h, r, n: h + r[:-1],
@@ -1521,6 +1524,15 @@ def test_100_000_mutants(tmp_path, quiet, damage, capsys):
     seen = mutate_all(tmp_path, 100_000, seed=1)
     with capsys.disabled():
         print(seen)
+
+
+def test_nothing_is_cut_before_all_rows_were_looked_at(texts_run, damage):
+    path = texts_run / ".tables" / "t.text"
+    changed = b"more text" + path.read_bytes()  # the last row has none, and is good
+    path.write_bytes(changed)
+    with pytest.raises(cox.CorruptError):
+        Store(texts_run.parent, "run")["t"].append_row({"i": 7, "note": "new"})
+    assert path.read_bytes() == changed
 
 
 def test_a_table_without_its_text_is_corruption(run, damage):
@@ -3146,8 +3158,14 @@ def test_a_write_that_writes_nothing_is_a_full_disk(store, around):
     assert_logged(store["t"].df, 2)
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES], ids=["full", "denied"])
-def test_a_lock_file_that_cannot_be_made_is_an_error_at_once(out, around, number):
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [(errno.ENOSPC, cox.StorageError), (errno.EACCES, cox.WriteRefusedError)],
+    ids=["full", "denied"],
+)
+def test_a_lock_file_that_cannot_be_made_is_an_error_at_once(
+    out, around, number, error
+):
     tries = []
 
     def refuse(call, name, *args):
@@ -3157,7 +3175,7 @@ def test_a_lock_file_that_cannot_be_made_is_an_error_at_once(out, around, number
         return call(*args)
 
     around(refuse)
-    with pytest.raises((cox.StorageError, cox.WriteRefusedError)) as raised:
+    with pytest.raises(error) as raised:
         Store(out, "run")
     assert os.strerror(number) in str(raised.value)
     assert len(tries) == 1
@@ -7961,12 +7979,16 @@ def readme_blocks():
     return re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S)
 
 
+# Programs of their own: see "Programs of others". The other blocks continue each other.
+PROGRAMS = ("# train.py", "# With ")
+
+
 def test_readme_shows_what_happens(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace, printed, shown = {}, "", 0
     for language, block in readme_blocks():
-        if block.startswith("# "):
-            continue  # a program of its own: see "Programs of others"
+        if block.startswith(PROGRAMS):
+            continue
         if language == "text":
             assert printed == block
             shown += 1
@@ -7976,6 +7998,24 @@ def test_readme_shows_what_happens(tmp_path, monkeypatch):
                 exec(compile(block, "README.md", "exec"), namespace)
             printed = output.getvalue()
     assert shown > 3
+
+
+def test_readme_has_every_command_and_no_other(capsys):
+    assert cox.main(["--help"]) == 0
+    commands = set(re.findall(r"^  (\w+) ", capsys.readouterr().out, re.M))
+    lines = [
+        line
+        for language, block in readme_blocks()
+        if language == "console"
+        for line in re.findall(r"^\$ cox (.*)", block, re.M)
+    ]
+    assert {line.split()[0] for line in lines} == commands
+    for line in lines:
+        command, *args = shlex.split(line)
+        options = {arg.split("=")[0] for arg in args if re.match("--?[a-z]", arg)}
+        with pytest.raises(SystemExit):
+            cox.main([command, "--help"])
+        assert options <= set(re.findall(r"--?[a-z][a-z-]*", capsys.readouterr().out))
 
 
 def test_the_example_runs_and_runs_again_beside_its_results(tmp_path):
@@ -8138,18 +8178,20 @@ def test_a_job_that_is_killed_and_requeued_ends_as_if_it_had_not_been(tmp_path):
     others += "; os.chdir('../whole'); train(*GRID[3])"
     run_program(killed, "import os", train, others, args=[3])
     rows = collected(killed, "train").groupby("exp_id").get_group("lr=0.01,seed=1")
-    assert rows["epoch"].tolist() == [*range(1, 8), *range(6, 12), *range(11, 21)]
-    rows = rows.drop_duplicates("epoch", keep="last").reset_index(drop=True)
+    assert rows["step"].tolist() == [*range(1, 8), *range(6, 12), *range(11, 21)]
+    rows = rows.drop_duplicates("step", keep="last").reset_index(drop=True)
     pd.testing.assert_frame_equal(rows, collected(whole, "train"))
     for name, expected in ("metadata", [1, 1]), ("checkpoints", [4, 4]):
         assert collected(killed, name)["exp_id"].value_counts().tolist() == expected
 
-    analysis = readme_block("# After restarts"), readme_block("# Pandas")
-    show = "print('|', best, *seeds.index, *curves.index)"
-    shown, _, printed = run_program(killed, train, *analysis, show).partition("|")
-    ids = re.findall(r"^lr=\S+", shown, re.M)
-    assert ids == ["lr=0.01,seed=1", "lr=0.003,seed=0"]  # the best one first
-    assert printed.split() == [ids[0], "0.003", "0.01", *map(str, range(1, 21))]
+    collect = "from cox import CollectionReader; reader = CollectionReader('runs')"
+    show = "print('|', *best['exp_id'], *curves, '|', *curves.index)"
+    parts = collect, readme_block("rows = reader"), show
+    shown, found, steps = run_program(killed, train, *parts).split("|")
+    ids = re.findall(r"lr=\S+$", shown, re.M)
+    assert ids == ["lr=0.01,seed=1", "lr=0.003,seed=0", "lr=0.01,seed=1"]  # best first
+    assert found.split() == [*ids[:2], "0.003", "0.01"]
+    assert steps.split() == [*map(str, range(1, 21))]
 
 
 @pytest.mark.consumer
