@@ -734,8 +734,10 @@ def _object_path(uid: str, objects_dir: str) -> str:
     Raises:
         CorruptError: It would be outside the directory.
     """
-    if not uid or uid in (".", "..") or {"/", "\\", ":", "\0"} & set(uid):
-        raise CorruptError(f"{uid!r} names no file of {objects_dir}; it is not opened")
+    if str(uid) in ("", ".", "..", "nan") or {"/", "\\", ":", "\0"} & set(str(uid)):
+        raise CorruptError(
+            f"{_printable(uid)!r} names no file of {objects_dir}; it is not opened"
+        )
     return os.path.join(objects_dir, uid)
 
 
@@ -2551,6 +2553,7 @@ class _Run:
         self.users = 0  # open Stores that may write
         self.unsynced: list[str] | None = None  # new object files; None: all there are
         self.writers: dict[str, _RowWriter] = {}
+        self.event_writers: weakref.WeakSet[Any] = weakref.WeakSet()  # of its Stores
         self._lock_fd = -1
         self._is_locked = True  # False: the file system has no locks
         self._sync_error: StorageError | None = None
@@ -2623,15 +2626,23 @@ class _Run:
             self._is_stale = True  # for all we know: a killed writer exports nothing
             self.unsynced = None
         elif self.is_lost():
-            raise WriteRefusedError(
-                f"{self.path} was moved or deleted while it was being written; what is "
-                "there now is another run's. Open a Store again, where you want it"
-            )
+            self.lose()
+            self.claim()  # raises
 
     def is_lost(self) -> bool:
         """Say whether the run we hold is no longer at its path."""
         lock_path = os.path.join(self.tables_dir, _LOCK_NAME)
         return self._lock_fd >= 0 and not _is_same_file(self._lock_fd, lock_path)
+
+    def lose(self) -> None:
+        """Write no more: the run was moved or deleted, and another may be there."""
+        with self.lock:
+            self.refusal = (
+                "it was moved or deleted while this process wrote it; what is there "
+                "now, if anything, is another run. Open a new Store, where you want it"
+            )
+            if not self.is_busy:
+                self._release()
 
     def _open_to_lock(self, path: str, flags: int = 0) -> int:
         try:
@@ -2735,6 +2746,8 @@ class _Run:
         if _is_real_dir(tensorboard_dir):  # or old curves go on in the new
             for name in os.listdir(tensorboard_dir):
                 _remove(os.path.join(tensorboard_dir, name))
+        for event_writer in list(self.event_writers):
+            event_writer.close()  # it goes on in a file that is there
         self._is_stale = True
 
     def create_table(self, name: str, schema: _Schema) -> _Schema:
@@ -2804,11 +2817,10 @@ class _Run:
 
     @property
     def is_changed(self) -> bool:
-        """Whether there is anything that store.h5 lacks."""
+        """Whether store.h5 lacks anything that this process may still write to it."""
         ends = {name: writer.end for name, writer in self.writers.items()}
-        return self._is_stale or any(
-            end != self._exported.get(name) for name, end in ends.items()
-        )
+        is_behind = any(end != self._exported.get(name) for name, end in ends.items())
+        return not self.refusal and (self._is_stale or is_behind)
 
     def checkpoint(self, export: bool = True) -> None:
         """Wait until all rows are on the disk; then write store.h5 anew."""
@@ -2919,18 +2931,15 @@ class _Run:
             StorageError: store.h5 could not be written. The run stays open: the
                 rows are safe in their own files, and close() may be tried again.
         """
-        try:
-            if self.is_changed:
+        if self.is_changed:
+            self.checkpoint()
+        with self.lock, self._export_lock:
+            self._refuse_amid_export()
+            if self.is_changed:  # rows that other threads logged meanwhile
                 self.checkpoint()
-            with self.lock, self._export_lock:
-                self._refuse_amid_export()
-                if self.is_changed:  # rows that other threads logged meanwhile
-                    self.checkpoint()
-                if not self.is_busy:  # else a signal handler came amid a row: later
+            if not self.is_busy:  # else a signal handler came amid a row: later
+                if not self.is_lost():
                     self.history.end(status, err)
-                    self._release()
-        finally:
-            if self.is_lost():
                 self._release()
 
     def _refuse_amid_export(self) -> None:
@@ -2993,7 +3002,9 @@ class _Handle:
         key = os.path.realpath(path)
         with _runs_lock:
             run = _runs_by_path.get(key)
-            if run is None or run.refusal or run.is_lost():
+            if run is not None and run.is_lost():
+                run.lose()
+            if run is None or run.refusal:
                 run = _runs_by_path[key] = _Run(path)
             self.run = run
             self._is_user = mode != "r"
@@ -3203,6 +3214,8 @@ class Table:
 
         The time does not depend on how many rows come before them.
         """
+        if operator.index(n) < 0:
+            raise ValueError(f"n is a number of rows, got {n}")
         nrows, rows = _read_ends(self._run.path, self.name, last=n)
         frame = _frame(rows.header, [rows], rows.counts[0])
         frame.index = pd.RangeIndex(nrows - rows.counts[0], nrows)
@@ -3319,6 +3332,11 @@ class Table:
         self._do(self._append_all, data)
 
     def _append_all(self, data: Any) -> None:
+        if not isinstance(data, (Mapping, pd.DataFrame)):
+            raise SchemaError(
+                f"the rows for table {self.name!r} are a frame, or a dict of column to "
+                f"values; got {_printable(data, 80)}"
+            )
         columns = {name: data[name] for name in data}
         if columns.keys() != self._schema.columns.keys():
             names = sorted(map(str, columns.keys() ^ self._schema.columns.keys()))
@@ -3885,7 +3903,8 @@ class EventWriter:
         self._default_time: float | None = None
         self._sub_writers: dict[str, EventWriter] = {}  # by name, of add_scalars
         self._records: dict[tuple[str, ...], _ScalarRecord] = {}
-        self._run_dir = ""  # of a Store's writer
+        self._run: _Run | None = None  # of a Store's writer
+        self._run_dir = ""
         self._is_continuing = False  # what that run logged before; see _continue
         self._is_holding, self._held = False, b""  # records; see _all_or_none
         self._pid, self._forks = os.getpid(), _forks
@@ -3894,7 +3913,7 @@ class EventWriter:
         self._fd = -1
         self._size = _NO_FILE  # bytes of whole records
 
-    def _continue(self, run_dir: str) -> None:
+    def _continue(self, run: _Run) -> None:
         """Write for a run: if it has events, ours take the place of those we repeat.
 
         A run that was killed and started again from a checkpoint logs some steps
@@ -3904,7 +3923,8 @@ class EventWriter:
         (``_GO_BACK``). A SessionLog.START, made for this, drops all tags: a result
         logged at step 0 of a finished run would take the curves with it.
         """
-        self._run_dir = run_dir
+        self._run, self._run_dir = run, run.path
+        run.event_writers.add(self)
         with contextlib.suppress(OSError):
             names = os.listdir(self.logdir)
             self._is_continuing = any("tfevents" in name for name in names)
@@ -3998,6 +4018,8 @@ class EventWriter:
     def _open(self) -> None:
         """Start a new file, under a name that sorts after the earlier ones."""
         self._close_file()
+        if self._run is not None and (self._run.refusal or self._run.is_lost()):
+            self._run.claim()  # raises: another run may have the name
         root = os.path.join(os.path.realpath(self._run_dir), "")
         if self._run_dir and not os.path.realpath(self.logdir).startswith(root):
             raise WriteRefusedError(
@@ -4150,8 +4172,8 @@ class EventWriter:
                 write_to_disk=self._write_to_disk,
             )
             writer._is_holding = self._is_holding
-            if self._run_dir:
-                writer._continue(self._run_dir)
+            if self._run is not None:
+                writer._continue(self._run)
             self._sub_writers.setdefault(name, writer)  # of two threads, one wins
         return self._sub_writers[name]
 
@@ -4570,7 +4592,7 @@ class Store:
         if mode == "w":
             self._handle.run.erase()
         if self._writer is not None:
-            self._writer._continue(self.path)
+            self._writer._continue(self._handle.run)
 
     def __repr__(self) -> str:
         names = ", ".join(self.tables) or "none"
@@ -4779,7 +4801,7 @@ class Store:
         if isinstance(self._writer, EventWriter):  # else it is the caller's own
             self._writer.close()
         for table in self._tables.values():
-            if table._staged is not table._schema.blank:
+            if table._staged is not table._schema.blank and not self._handle.refusal:
                 _log.warning(
                     "%s: a row of table %r was staged and never flushed",
                     self.path,
@@ -5150,6 +5172,13 @@ class CollectionReader:
             keep_serialized = [keep_serialized]
         skip_errors = skip_errors or self._skip_errs
         groups = self._read_groups(key, exp_ids, skip_errors)
+        there = {c for rows in groups for c in _decode_header(rows.header).columns}
+        if unknown := set(keep_serialized) - there:  # it would be unpickled
+            raise SchemaError(
+                f"keep_serialized names no column of table {key!r}: "
+                f"{_shorten(sorted(map(repr, unknown)))}. Columns: "
+                f"{_shorten(sorted(there))}"
+            )
         if not union_schemas:
             self._check_columns(key, groups, exp_ids, columns)
         frames, positions = [], []

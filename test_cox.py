@@ -1712,23 +1712,42 @@ def test_a_row_for_a_run_that_was_moved_away_makes_nothing(store, out):
     table = store.add_table("t", {"x": PICKLE})
     table.append_row({"x": [0]})
     (out / "run").rename(out / "moved")
-    for other in (False, True):  # nor in a run that took its name
-        with pytest.raises(CoxError, match="moved or deleted"):
-            table.append_row({"x": [1]})
-        assert os.listdir(out) == ["moved"]
-        if other:
-            break
-        with Store(out, "run") as taken:
-            log(taken, 1)
-        with pytest.raises(CoxError, match="moved or deleted"):
-            table.append_row({"x": [1]})
-        with pytest.raises(CoxError, match="moved or deleted"):
-            store.checkpoint()
-        assert list(Store(out, "run", mode="r").tables) == ["t"]
-        shutil.rmtree(out / "run")
-    (out / "moved").rename(out / "run")
-    table.append_row({"x": [1]})
-    assert CollectionReader(out).df("t")["x"].tolist() == [[0], [1]]
+    with pytest.raises(CoxError, match="moved or deleted"):
+        table.append_row({"x": [1]})
+    assert os.listdir(out) == ["moved"]
+    store.close()  # quietly: it was said
+    assert CollectionReader(out).df("t")["x"].tolist() == [[0]]
+
+
+def test_a_run_that_took_anothers_name_gets_nothing_of_it(out):
+    old = Store(out, "run")
+    log(old, 3)
+    shutil.rmtree(out / "run")
+    with Store(out, "run") as new:
+        log(new, 1)
+        row = {"i": 1, "note": "row 1"}
+        for write in (
+            lambda: old["t"].append_row(row),
+            lambda: old["t"].append_rows({"i": [1], "note": ["row 1"]}),
+            lambda: old["t"].update_row(row),
+            lambda: old.writer.add_scalar("x", 1, 1),
+            lambda: old.add_table("u", {"x": int}),
+            old.checkpoint,
+        ):
+            with pytest.raises(CoxError, match=r"moved or deleted.*another run"):
+                write()
+        old.close()
+        assert not list((out / "run" / "tensorboard").iterdir())
+        assert_logged(new["t"].df, 1)
+
+
+def test_mode_w_begins_a_new_event_file_for_each_writer_of_the_process(out):
+    with Store(out, "run") as first:
+        first.writer.add_scalar("x", 1, 1)
+        with Store(out, "run", mode="w"):
+            first.writer.add_scalar("x", 2, 2)
+        [event] = read_values(out / "run" / "tensorboard")
+        assert event.simple_value == 2
 
 
 def test_a_deleted_object_keeps_no_other_row_from_the_disk(store, out):
@@ -5625,6 +5644,13 @@ def test_columns_of_one_name_become_one(out, a, b, stored):
     assert list(frame.columns) == list(a)
     for name in a:
         assert exact(frame[name]) == exact(stored)
+
+
+def test_a_misspelt_name_in_keep_serialized_is_refused(out):
+    with Store(out, "run") as store:
+        store.add_table("t", {"x": OBJECT}).append_row({"x": [1]})
+    with pytest.raises(CoxError, match=r"keep_serialized.*'y'.*x"):
+        CollectionReader(out).df("t", keep_serialized=["y"])
 
 
 def test_objects_are_decoded_unless_kept(out):
