@@ -216,7 +216,7 @@ class StorageError(CoxError, OSError):
 # On-disk format
 ###############################################################################
 # `.rows` starts with one line of ASCII JSON, the header:
-#     {"cox": 2, "columns": {"epoch": "int", "note": "str"}, "check": 3183246511}
+#     {"cox": 2, "columns": {"epoch": "int", "note": "str"}, "check": 3786452513}
 # whose check is the crc32 of what stands before `, "check"`. Packed little-endian
 # records of one size follow, each of these fields:
 #     i64  row number, from 1
