@@ -3376,7 +3376,8 @@ class Table:
         converted = []
         value = None
         try:
-            for value in values:
+            # iterating over Arrow's text is slow
+            for value in values.tolist() if isinstance(values, pd.Series) else values:
                 converted.append(kind.convert(value))
         except Exception as err:
             raise self._refusal(name, value, err) from err

@@ -3604,6 +3604,76 @@ def test_a_row_is_built_up_and_flushed(store):
     assert store["t"].schema == store.get_table("t").schema == {"a": int, "b": float}
 
 
+MANY = {
+    "i": (int, [1, -(2**63), 3, True]),
+    "x": (float, [1, 0.5, math.nan, "2.5"]),
+    "ok": (bool, [True, 0, 1, np.bool_(False)]),
+    "s": (str, ["", "é", 3, None]),
+    "h": (np.int16, np.array([1, 2, 3, -4])),
+    "f": (np.float32, np.array([0.1, 2, 3, 4])),
+    "o": (OBJECT, [[1], {}, None, "x"]),
+    "p": (PICKLE, [[1], {}, 0, "x"]),
+}
+
+
+@pytest.mark.parametrize("as_frame", [False, True], ids=["mapping", "frame"])
+def test_append_rows_writes_what_a_loop_of_append_row_does(out, as_frame):
+    columns = {name: values for name, (_, values) in MANY.items()}
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values())]
+    with Store(out, "run") as store:
+        for name in ("many", "loop"):
+            store.add_table(name, {name: kind for name, (kind, _) in MANY.items()})
+        store["many"].update_row({"i": 7})  # stays as it is
+        many = store["many"]
+        many.append_rows(pd.DataFrame(columns) if as_frame else columns)
+        many.append_rows({name: [] for name in columns})
+        many.append_row(rows[0])
+        for row in [*rows, rows[0]]:
+            store["loop"].append_row(row)
+    reader = CollectionReader(out)
+    frames = [reader.df(name) for name in ("many", "loop")]
+    pd.testing.assert_frame_equal(*frames)
+    assert len(frames[0]) == 5
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        ([{"i": 1}], "a frame, or a dict"),
+        ({"i": [1]}, "note"),
+        ({"i": [1], "note": ["a"], "other": [1]}, "other"),
+        ({"i": [1, 2], "note": ["a"]}, "length"),
+        ({"i": [1, 2.5], "note": ["a", "b"]}, "'i'.*2.5"),
+        ({"i": np.array([1, 2**63], np.uint64), "note": ["a", "b"]}, "'i'"),
+        ({"i": [1, None], "note": ["a", "b"]}, "'i'.*None"),
+    ],
+    ids=["list", "too-few", "too-many", "lengths", "value", "range", "none"],
+)
+def test_append_rows_refuses_all_or_none(store, out, data, match):
+    log(store, 2)
+    with pytest.raises(CoxError, match=match):
+        store["t"].append_rows(data)
+    log(store, 1)
+    assert_logged(store["t"].df, 3)
+
+
+def test_append_rows_that_is_cut_short_leaves_none_of_them(store, out, at_write):
+    table = store.add_table("t", {"i": int, "p": PICKLE})
+    table.append_row({"i": 0, "p": 0})
+
+    def fill(call, descriptor, data):
+        call(descriptor, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, "full")
+
+    hits = at_write(out / "run" / ".tables" / "t.rows", fill)
+    with pytest.raises(OSError, match="no part of it"):
+        table.append_rows({"i": [1, 2, 3], "p": [1, 2, 3]})
+    assert hits
+    assert len(os.listdir(out / "run" / ".table_objects")) == 1
+    table.append_rows({"i": [1, 2], "p": [1, 2]})
+    assert CollectionReader(out).df("t")["p"].tolist() == [0, 1, 2]
+
+
 def test_serialized_columns_hold_what_the_getters_take(out):
     value = {"layers": [64, 32]}
     with Store(out, "run") as store:
