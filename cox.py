@@ -1343,9 +1343,7 @@ class _TableFile:
         at = self.offset(number)
         record = _pread(self._rows_fd, self.schema.dtype.itemsize, at)
         start = int(np.frombuffer(record, self.schema.dtype)["start"][0])
-        return max(
-            0, min(start, self._text_size + 1)
-        )  # no good record's, if it differs
+        return max(0, min(start, self._text_size + 1))  # else no good record's
 
     def read(self, first: int, count: int, start: int) -> _Rows:
         """Read records; return the good ones up to the first that is not.
@@ -2447,7 +2445,11 @@ def _read_rows(run_dir: str, name: str) -> _Rows:
     if table is None:
         return _read_original(run_dir, name)
     with table:
-        [rows] = _merge_rows([_no_rows(table.schema), *table.blocks()])
+        return _read_all(table)
+
+
+def _read_all(table: _TableFile) -> _Rows:
+    [rows] = _merge_rows([_no_rows(table.schema), *table.blocks()])
     return rows._replace(sources=[0], counts=[sum(rows.counts)])
 
 
@@ -2483,8 +2485,7 @@ def _read_ends(
         at = nrows if head == nrows else min(tail, nrows - 1)
         parts = [table.read(0, head, 0), table.read(at, nrows - at, table.start_of(at))]
         if sum(part.counts[0] for part in parts) < head + nrows - at:
-            blocks = [_no_rows(table.schema), *table.blocks()]
-            return _cut_middle(_merge_rows(blocks)[0], first, last)
+            return _cut_middle(_read_all(table), first, last)
         if at < tail:  # the last record was read for its proof only
             parts.pop()
         [rows] = _merge_rows(parts)
@@ -3905,7 +3906,6 @@ class EventWriter:
         self._sub_writers: dict[str, EventWriter] = {}  # by name, of add_scalars
         self._records: dict[tuple[str, ...], _ScalarRecord] = {}
         self._run: _Run | None = None  # of a Store's writer
-        self._run_dir = ""
         self._is_continuing = False  # what that run logged before; see _continue
         self._is_holding, self._held = False, b""  # records; see _all_or_none
         self._pid, self._forks = os.getpid(), _forks
@@ -3924,7 +3924,7 @@ class EventWriter:
         (``_GO_BACK``). A SessionLog.START, made for this, drops all tags: a result
         logged at step 0 of a finished run would take the curves with it.
         """
-        self._run, self._run_dir = run, run.path
+        self._run = run
         run.event_writers.add(self)
         with contextlib.suppress(OSError):
             names = os.listdir(self.logdir)
@@ -4019,13 +4019,15 @@ class EventWriter:
     def _open(self) -> None:
         """Start a new file, under a name that sorts after the earlier ones."""
         self._close_file()
-        if self._run is not None and (self._run.refusal or self._run.is_lost()):
-            self._run.claim()  # raises: another run may have the name
-        root = os.path.join(os.path.realpath(self._run_dir), "")
-        if self._run_dir and not os.path.realpath(self.logdir).startswith(root):
-            raise WriteRefusedError(
-                f"{self.logdir} leads out of its run; replace the link by a directory"
-            )
+        if self._run is not None:
+            if self._run.refusal or self._run.is_lost():
+                self._run.claim()  # raises: another run may have the name
+            root = os.path.join(os.path.realpath(self._run.path), "")
+            if not os.path.realpath(self.logdir).startswith(root):
+                raise WriteRefusedError(
+                    f"{self.logdir} leads out of its run; replace the link by a "
+                    "directory"
+                )
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | _O_BINARY
         stem = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}"
         try:
