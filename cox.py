@@ -836,16 +836,16 @@ class _Schema:
         self.columns = columns  # name: name of its kind
         self.types = {name: kind.type for name, kind in zip(columns, kinds)}
         self.slots = {n: (i, k.convert) for n, (i, k) in zip(columns, enumerate(kinds))}
+        self.ncolumns = len(kinds)
         self.blank: list[Any] = [None] * len(kinds)  # a working row with nothing staged
         self.text_fields = [i for i, kind in enumerate(kinds) if not kind.code]
-        self.text_converters = [(i, kinds[i].convert) for i in self.text_fields]
         self.file_fields = [i for i, kind in enumerate(kinds) if kind.is_file]
         codes = [kind.code or "q" for kind in kinds]
         text_start = ["q"] if self.text_fields else []
         self.record = struct.Struct("<q" + "".join(codes + text_start))  # but its check
-        # Values of a row in C, where what struct refuses is all that cox refuses: it
-        # takes anything for a bool.
-        is_simple = not self.file_fields and "?" not in codes
+        # Values of a row in C, where what struct and str() refuse is all that cox
+        # refuses: struct takes anything for a bool.
+        is_simple = "?" not in codes and not any(kind.load for kind in kinds)
         self.get_row = _row_getter(*columns) if is_simple else None
         # columns by position: names of numpy fields are no place for "" or "a/b"
         fields = [(str(i), np.dtype(code).str) for i, code in enumerate(codes)]
@@ -1516,24 +1516,26 @@ class _RowWriter:
 
         That one explains what is wrong with a row, or converts what needs it.
         """
-        schema, text = self.schema, b""
-        if schema.get_row is None or len(row) != len(schema.kinds):
+        schema = self.schema
+        if schema.get_row is None or len(row) != schema.ncolumns:
             return False
+        nrows, text_size = self.end
+        text = b""
         try:
             values = schema.get_row(row)
             if schema.text_fields:
-                values = list(values)
-                for i, convert in schema.text_converters:
-                    encoded = convert(values[i])
+                values = [*values, text_size]
+                for i in schema.text_fields:
+                    encoded = str(values[i]).encode()
                     values[i] = len(encoded)
                     text += encoded
-                record = self.encode(values, text)
-            else:  # as encode(), but for a call less
-                record = self._pack(self.end[0] + 1, *values)
-                record += zlib.crc32(record).to_bytes(8, "little")
+            record = self._pack(nrows + 1, *values)
         except Exception:
             return False
-        self.append(record, text)
+        check = zlib.crc32(record)
+        if text:
+            check = zlib.crc32(text, check)
+        self.append(record + check.to_bytes(8, "little"), text)
         return True
 
     def append(self, records: bytes, text: bytes, count: int = 1) -> None:
@@ -3235,7 +3237,7 @@ class Table:
             SchemaError: A name is no column, or a value is not of its column's
                 type. Nothing was staged.
         """
-        self._do(self._stage, data, None)
+        self._do(self._stage, data)
 
     def _do(self, action: Callable[..., None], *args: Any) -> None:
         """Call ``action`` alone: no other thread, no signal handler comes amid it."""
@@ -3250,21 +3252,19 @@ class Table:
                 run.is_busy = False
 
     def _stage(
-        self, data: Any, log_events: Callable[[int, Sequence[Any]], None] | None
+        self, data: Any, log_events: Callable[[list[Any]], None] | None = None
     ) -> None:
-        """Stage values once ``log_events(index, converted row)`` went well."""
+        """Stage values once ``log_events(converted row)`` went well."""
         data = _as_row(data)
         staged = self._merge(data)
         if log_events is not None:
-            log_events(self.nrows, staged)
-        self._note_replaced(data)
+            log_events(staged)
+        if self._staged is not self._schema.blank:
+            self._note_replaced(data)
         self._staged = staged
 
     def _note_replaced(self, names: Iterable[str]) -> None:
         """Warn, once, where a value of the working row is replaced twice."""
-        if self._staged is self._schema.blank:
-            self._replaced.clear()
-            return
         slots = self._schema.slots
         replaced = {name for name in names if self._staged[slots[name][0]] is not None}
         if not self._has_warned and not replaced.isdisjoint(self._replaced):
@@ -3289,7 +3289,7 @@ class Table:
 
             After any of them the row is still staged, and no part of it written.
         """
-        self.append_row({})
+        self._do(self._flush)
 
     def append_row(self, data: Any) -> None:
         """Stage ``data`` and flush the row in one call; on error, neither is done.
@@ -3298,7 +3298,7 @@ class Table:
             SchemaError, WriteRefusedError, StorageError: As ``update_row`` and
                 ``flush_row``. The working row is as it was before.
         """
-        run = self._run  # as _do(), but for a call less
+        run = self._run  # as _do(), but for two calls less
         with run.lock:
             if run.is_busy or run.refusal or self._handle.refusal:
                 self._refuse()
@@ -3315,6 +3315,9 @@ class Table:
                     self._write(self._merge(data))
             finally:
                 run.is_busy = False
+
+    def _flush(self) -> None:
+        self._write(self._staged)
 
     def append_rows(self, data: Any) -> None:
         """Append many rows in one call; all are refused, or all are written.
@@ -3441,6 +3444,7 @@ class Table:
         paths: list[str] = []
         try:
             self._staged = schema.blank
+            self._replaced.clear()
             if schema.text_fields:
                 values = values.copy()
                 for i in schema.file_fields:
@@ -4764,13 +4768,13 @@ class Store:
         table = self.get_table(table_name)
         slots = table._schema.slots
 
-        def log_events(index: int, staged: Sequence[Any]) -> None:
-            at_step = index if step is None else step
-            if method == "add_scalar" and isinstance(writer, EventWriter):
-                values = [staged[i] for i, _ in map(slots.__getitem__, row)]
+        def log_events(staged: list[Any]) -> None:
+            at_step = table.nrows if step is None else step
+            is_ours = isinstance(writer, EventWriter)
+            if is_ours and method == "add_scalar":
+                values = [staged[slots[name][0]] for name in row]
                 writer._add_scalar_row(table_name, row, values, at_step)
                 return
-            is_ours = isinstance(writer, EventWriter)
             ours = writer if is_ours else EventWriter(self.tb_dir, write_to_disk=False)
             with ours._all_or_none() as holder:
                 for target in (holder,) if is_ours else (holder, writer):
