@@ -991,7 +991,8 @@ def _crc_records(records: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
     for first in range(0, len(records), _CRC_BATCH):
         part = crcs[first : first + _CRC_BATCH]
         for position, values in enumerate(data[first : first + _CRC_BATCH].T.copy()):
-            part ^= table[position].take(values)
+            if values.any():  # zeros add nothing, and small integers have many
+                part ^= table[position].take(values)
     return crcs
 
 
