@@ -496,15 +496,23 @@ def _read_file(path: str, size_max: int = -1) -> bytes:
         return file.read(size_max)
 
 
+def _storage_error(err: OSError, what: str, path: str) -> StorageError:
+    return StorageError(err.errno, f"{what}: {os.strerror(err.errno or 0)}", path)
+
+
 @contextlib.contextmanager
-def _as_storage_error(path: str) -> Iterator[None]:
-    """Let errors of reading name what was read; what is missing is another matter."""
+def _as_storage_error(
+    path: str,
+    what: str = "could not read",
+    but: tuple[type[OSError], ...] = (FileNotFoundError, NotADirectoryError),
+) -> Iterator[None]:
+    """Let errors of the system say what could not be done, and with which file."""
     try:
         yield
-    except (CoxError, FileNotFoundError, NotADirectoryError):
-        raise
     except OSError as err:
-        raise _storage_error(err, "could not read", path) from err
+        if isinstance(err, (CoxError, *but)):
+            raise
+        raise _storage_error(err, what, path) from err
 
 
 def _refuse_link(directory: str) -> None:
@@ -578,10 +586,6 @@ def _sync_all(paths: Collection[str]) -> None:
     except RuntimeError:  # no thread can be started when the interpreter exits
         for path in paths:
             sync(path)
-
-
-def _storage_error(err: OSError, what: str, path: str) -> StorageError:
-    return StorageError(err.errno, f"{what}: {os.strerror(err.errno or 0)}", path)
 
 
 def _write_file(path: str, data: bytes, new_dir: str = "", sync: bool = True) -> None:
@@ -1567,25 +1571,21 @@ class _RowWriter:
 
     def _repair(self) -> None:
         """Cut both files to `end`, behind which a row was not finished."""
-        try:
-            self._cut()
-        except OSError as err:
-            what = f"could not cut it to its {self.end[0]} rows"
-            raise _storage_error(err, what, self.path + _ROWS_SUFFIX) from err
-
-    def _cut(self) -> None:
         nrows, text_size = self.end
         rows_size = len(self.schema.header) + nrows * self.schema.dtype.itemsize
-        for fd, size in ((self._rows_fd, rows_size), (self._text_fd, text_size)):
-            found = os.fstat(fd).st_size if fd >= 0 else size
-            if found < size or (found > size and self._is_clean):
-                raise WriteRefusedError(
-                    f"{self.path} was changed by another process while "
-                    f"this Store had it open with {nrows} rows. See what is in it, "
-                    "then open the Store again"
-                )
-            if found > size:
-                os.ftruncate(fd, size)
+        sizes = {self._rows_fd: rows_size, self._text_fd: text_size}
+        what = f"could not cut it to its {nrows} rows"
+        with _as_storage_error(self.path + _ROWS_SUFFIX, what, but=()):
+            for fd, size in sizes.items():
+                found = os.fstat(fd).st_size if fd >= 0 else size
+                if found < size or (found > size and self._is_clean):
+                    raise WriteRefusedError(
+                        f"{self.path} was changed by another process while this Store "
+                        f"had it open with {nrows} rows. See what is in it, then open "
+                        "the Store again"
+                    )
+                if found > size:
+                    os.ftruncate(fd, size)
         self._is_clean = True
 
     def check(self) -> None:
@@ -1600,10 +1600,8 @@ class _RowWriter:
         return fds
 
     def close(self) -> None:
-        try:
+        with _as_storage_error(self.path, "could not close the table", but=()):
             _close_all(*self.detach())
-        except OSError as err:
-            raise _storage_error(err, "could not close the table", self.path) from err
 
     def __del__(self, is_late: Any = sys.is_finalizing) -> None:
         if not is_late():  # else names that close() needs may be None
@@ -2553,6 +2551,7 @@ class _Run:
         self.store_path = os.path.join(path, _STORE_NAME)
         self.lock = threading.RLock()  # held during every change
         self.is_busy = False  # a row is being staged or written
+        self.is_stale = False  # store.h5 may lack something that this process wrote
         self.refusal = ""  # why this process may not write
         self.users = 0  # open Stores that may write
         self.unsynced: list[str] | None = None  # new object files; None: all there are
@@ -2563,9 +2562,7 @@ class _Run:
         self._sync_error: StorageError | None = None
         self._export_lock = threading.RLock()
         self._is_exporting = False
-        self._is_stale = False  # store.h5 lacks more than rows of `writers`
         self._ends: dict[str, tuple[int, int]] = {}  # of writers closed meanwhile
-        self._exported: dict[str, tuple[int, int]] = {}  # ends that store.h5 has
         _runs.add(self)
 
     def _make_dirs(self, new: bool) -> list[str]:
@@ -2627,7 +2624,7 @@ class _Run:
                 self._take_lock(self.tables_dir)
             else:
                 self._convert(is_afresh)
-            self._is_stale = True  # for all we know: a killed writer exports nothing
+            self.is_stale = True  # for all we know: a killed writer exports nothing
             self.unsynced = None
         elif self.is_lost():
             self.lose()
@@ -2752,7 +2749,7 @@ class _Run:
                 _remove(os.path.join(tensorboard_dir, name))
         for event_writer in list(self.event_writers):
             event_writer.close()  # it goes on in a file that is there
-        self._is_stale = True
+        self.is_stale = True
 
     def create_table(self, name: str, schema: _Schema) -> _Schema:
         """Make a table, or return the schema of the one there if it is the same.
@@ -2789,7 +2786,7 @@ class _Run:
             else:
                 return self.create_table(name, schema)
         _create_table(self.tables_dir, name, _no_rows(schema))
-        self._is_stale = True
+        self.is_stale = True
         return schema
 
     def open_writer(self, name: str, schema: _Schema) -> _RowWriter:
@@ -2809,7 +2806,6 @@ class _Run:
 
     def _close_writer(self, name: str) -> None:
         writer = self.writers.pop(name)
-        self._is_stale |= writer.end != self._exported.get(name)
         self._ends[name] = writer.end
         writer.close()
 
@@ -2822,9 +2818,7 @@ class _Run:
     @property
     def is_changed(self) -> bool:
         """Whether store.h5 lacks anything that this process may still write to it."""
-        ends = {name: writer.end for name, writer in self.writers.items()}
-        is_behind = any(end != self._exported.get(name) for name, end in ends.items())
-        return not self.refusal and (self._is_stale or is_behind)
+        return self._lock_fd >= 0 and self.is_stale and not self.refusal
 
     def checkpoint(self, export: bool = True) -> None:
         """Wait until all rows are on the disk; then write store.h5 anew."""
@@ -2838,7 +2832,8 @@ class _Run:
             names = _list_tables(self.path) or []
             ends = {name: writer.end for name, writer in self.writers.items()}
             unsynced, self.unsynced = self.unsynced, []
-            was_stale, self._is_stale = self._is_stale, False
+            # a row that a signal handler found being written comes after this
+            was_stale, self.is_stale = self.is_stale, self.is_busy
         try:
             with self._export_lock:
                 self._refuse_amid_export()
@@ -2850,13 +2845,11 @@ class _Run:
                 finally:
                     self._is_exporting = False
         except BaseException:
-            self._is_stale = True
+            self.is_stale = True
             self.unsynced = None
             raise
-        if export:
-            self._exported = ends
-        else:
-            self._is_stale |= was_stale
+        if not export:
+            self.is_stale |= was_stale
 
     def _sync(self, names: list[str], object_paths: list[str] | None) -> None:
         """Sync tables and objects, whoever wrote them; then the directories."""
@@ -2957,12 +2950,9 @@ class _Run:
         writers, self.writers = list(self.writers.values()), {}
         fd, self._lock_fd = self._lock_fd, -1
         self._ends.clear()
-        self._exported.clear()
-        self._is_stale = False
-        try:
+        self.is_stale = False
+        with _as_storage_error(self.path, "could not close the tables", but=()):
             _close_all(*itertools.chain(*[w.detach() for w in writers]), fd)
-        except OSError as err:
-            raise _storage_error(err, "could not close the tables", self.path) from err
 
     def after_fork(self) -> None:
         """Make this the child's copy: readable, with no hold on the parent's lock."""
@@ -3247,7 +3237,7 @@ class Table:
             if run.is_busy or run.refusal or self._handle.refusal:
                 self._refuse()
             try:
-                run.is_busy = True
+                run.is_busy = run.is_stale = True
                 action(*args)
             finally:
                 run.is_busy = False
@@ -3304,7 +3294,7 @@ class Table:
             if run.is_busy or run.refusal or self._handle.refusal:
                 self._refuse()
             try:
-                run.is_busy = True
+                run.is_busy = run.is_stale = True
                 writer = run.writers.get(self.name)
                 if (
                     writer is None
@@ -4035,15 +4025,13 @@ class EventWriter:
                 )
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | _O_BINARY
         stem = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}"
-        try:
+        with _as_storage_error(self.logdir, "could not make an event file", but=()):
             os.makedirs(self.logdir, exist_ok=True)
             for n in itertools.count():
                 self._path = f"{self.logdir}/{stem}.{self._pid}.{n:04d}{self._suffix}"
                 with contextlib.suppress(FileExistsError):
                     self._fd = os.open(self._path, flags, 0o666)
                     break
-        except OSError as err:
-            raise _storage_error(err, "cannot make an event file", self.logdir) from err
 
     def _check_process(self) -> None:
         if self._forks != _forks:
@@ -4074,11 +4062,8 @@ class EventWriter:
 
     def _close_file(self) -> None:
         fd, self._fd = self._fd, -1  # forgotten first: another file may get the number
-        try:
-            if fd >= 0:
-                os.close(fd)
-        except OSError as err:
-            raise _storage_error(err, "events may be lost", self._path) from err
+        with _as_storage_error(self._path, "events may be lost", but=()):
+            _close_all(fd)
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if not is_finalizing():  # else what close() needs may be gone
