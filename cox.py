@@ -3354,7 +3354,7 @@ class Table:
             if rows.records:
                 writer.append(rows.records, rows.texts, rows.counts[0])
         finally:
-            self._settle_objects(paths, is_written=writer.end is not end)
+            self._settle_objects(paths, is_written=writer.end != end)
 
     def _convert_column(self, name: str, kind: _Kind, values: Any) -> Any:
         """Convert as :meth:`append_row` does, whole arrays at once where that is so."""
@@ -3445,9 +3445,9 @@ class Table:
                     values[i] = len(values[i])
             writer.append(writer.encode(values, text), text)
         finally:
-            if writer.end is end:  # the row is not in the file
+            if writer.end == end:  # the row is not in the file
                 self._staged = staged
-            self._settle_objects(paths, is_written=writer.end is not end)
+            self._settle_objects(paths, is_written=writer.end != end)
 
     def _get_writer(self) -> _RowWriter:
         writer = self._run.writers.get(self.name)
@@ -3499,7 +3499,7 @@ class Table:
 ###############################################################################
 # TensorBoard events
 ###############################################################################
-# Pure: values in, bytes out. An event file is a row of TFRecords, each one an Event
+# Pure: values in, bytes out. An event file is a sequence of TFRecords, each an Event
 # message in protobuf's wire format. Field numbers are those of event.proto,
 # summary.proto, tensor.proto (tensorboard/compat/proto) and of the plugins'
 # plugin_data.proto. "values" below is Summary.value, field number included, so
@@ -3545,7 +3545,7 @@ _CRC_BLOCK: Final = 256  # bytes
 # A CRC is linear: that of a whole is the XOR of what each byte adds at its place.
 # So blocks are summed by numpy, and of a record only the bytes that change.
 _CRC_TABLE: Final = _make_crc_table(_CRC_BLOCK, _CRC32C)
-_CRC_ROWS: Final = np.arange(0, _CRC_BLOCK * 256, 256)
+_CRC_OFFSETS: Final = np.arange(0, _CRC_BLOCK * 256, 256)
 _CRC_FIRST: Final = _CRC_TABLE[:4].tolist()
 
 
@@ -3558,7 +3558,7 @@ def _crc32c(data: bytes) -> int:
     t0, t1, t2, t3 = _CRC_FIRST
     crc = 0
     for start in range(0, len(blocks), 256):  # 64 KiB at a time, to save memory
-        index = blocks[start : start + 256] + _CRC_ROWS
+        index = blocks[start : start + 256] + _CRC_OFFSETS
         for part in np.bitwise_xor.reduce(_CRC_TABLE.take(index), axis=1).tolist():
             part ^= t0[crc & 255] ^ t1[crc >> 8 & 255]
             crc = part ^ t2[crc >> 16 & 255] ^ t3[crc >> 24]
@@ -3647,12 +3647,12 @@ def _encode_tensor(values: npt.NDArray[Any] | bytes, shape: Sequence[int]) -> by
 def _encode_png(pixels: npt.NDArray[np.uint8]) -> bytes:
     """PNG of shape (height, width, channels), with 1, 3 or 4 channels."""
     height, width, channels = pixels.shape
-    rows = np.zeros((height, 1 + width * channels), np.uint8)  # filter 0 starts a row
-    rows[:, 1:] = pixels.reshape(height, -1)
+    lines = np.zeros((height, 1 + width * channels), np.uint8)  # each with filter 0
+    lines[:, 1:] = pixels.reshape(height, -1)
     color_type = {1: 0, 3: 2, 4: 6}[channels]
     header = struct.pack(">IIBBBBB", width, height, 8, color_type, 0, 0, 0)
     png = b"\x89PNG\r\n\x1a\n"
-    body = zlib.compress(rows.tobytes())
+    body = zlib.compress(lines.tobytes())
     for kind, data in (b"IHDR", header), (b"IDAT", body), (b"IEND", b""):
         png += struct.pack(">I", len(data)) + kind + data
         png += struct.pack(">I", zlib.crc32(kind + data))
@@ -3767,7 +3767,7 @@ class _ScalarRecord:
         self._pack = struct.Struct(f"<{len(tags) - 1}f").pack
         self._split = struct.Struct("4s" * (len(tags) - 1)).unpack
         table = _make_crc_table(len(data), _CRC32C)[places]
-        self._rows = np.arange(0, table.size, 256)
+        self._offsets = np.arange(0, table.size, 256)
         self._table = table.ravel()
         self._tables = table.tolist() if len(places) <= _LOOP_MAX else None
 
@@ -3789,7 +3789,7 @@ class _ScalarRecord:
             for table, byte in zip(self._tables, numbers):
                 crc ^= table[byte]
         else:
-            added = self._table[np.frombuffer(numbers, np.uint8) + self._rows]
+            added = self._table[np.frombuffer(numbers, np.uint8) + self._offsets]
             crc ^= int(np.bitwise_xor.reduce(added))
         pieces = self._pieces.copy()
         pieces[1::2] = self._split(numbers)
@@ -3810,10 +3810,10 @@ _GO_BACK: Final = _encode_record(_pb_bytes(5, b"") + _pb_int(2, 2**63 - 1))
 _HISTOGRAM_LIMITS: Final = 1e-12 * 1.1 ** np.arange(774)  # to 1e20, as TensorFlow
 
 
-def _as_frames(
-    images: Any, dataformats: str, allowed: Sequence[str], columns: int = 8
+def _as_pixels(
+    images: Any, dataformats: str, allowed: Sequence[str], across: int = 8
 ) -> npt.NDArray[np.uint8]:
-    """Frames as uint8 of shape (time, height, width, channels), N made into a grid.
+    """Pixels as uint8 of shape (time, height, width, channels), N made into a grid.
 
     Floats and bools are scaled from 0..1, ints are pixels; both are clipped.
     """
@@ -3826,23 +3826,23 @@ def _as_frames(
     order += "".join(axis for axis in "NTHWC" if axis not in order)  # of length 1
     array = array.reshape(*array.shape, *[1] * (5 - array.ndim))
     array = array.transpose([order.index(axis) for axis in "NTHWC"])
-    n, frames, height, width, channels = array.shape
+    n, times, height, width, channels = array.shape
     if not array.size or channels not in (1, 3, 4):
         raise ValueError(f"no image of 1, 3 or 4 channels in shape {array.shape}")
     if array.dtype.kind in "bf":
         array = np.rint(np.nan_to_num(array * np.float32(255)))
-    columns = min(n, columns)
-    rows = -(-n // columns)
-    grid = np.zeros((rows * columns, *array.shape[1:]), np.uint8)
+    across = min(n, across)
+    down = -(-n // across)
+    grid = np.zeros((down * across, *array.shape[1:]), np.uint8)
     grid[:n] = array.clip(0, 255)
-    tiles = grid.reshape(rows, columns, *array.shape[1:]).transpose(2, 0, 3, 1, 4, 5)
-    shape = frames, rows * height, columns * width, channels
+    tiles = grid.reshape(down, across, *array.shape[1:]).transpose(2, 0, 3, 1, 4, 5)
+    shape = times, down * height, across * width, channels
     pixels: npt.NDArray[np.uint8] = tiles.reshape(shape)
     return pixels
 
 
-def _encode_tsv(rows: Iterable[Iterable[Any]]) -> bytes:
-    return "".join("\t".join(map(str, row)) + "\n" for row in rows).encode()
+def _encode_tsv(lines: Iterable[Iterable[Any]]) -> bytes:
+    return "".join("\t".join(map(str, line)) + "\n" for line in lines).encode()
 
 
 def _tag_path(tag: str) -> str:
@@ -4273,13 +4273,14 @@ class EventWriter:
         weights: Any = None, walltime: float | None = None,
     ) -> None:
         """Log a curve counted elsewhere; each array has a value per threshold."""
-        rows = [_as_array(x) for x in (
+        series = [_as_array(x) for x in (
             true_positive_counts, false_positive_counts, true_negative_counts,
             false_negative_counts, precision, recall)]
-        if rows[0].ndim != 1 or any(row.shape != rows[0].shape for row in rows):
-            raise ValueError(f"expected equal lengths, got {[r.shape for r in rows]}")
-        tensor = _encode_tensor(np.stack(rows), (6, len(rows[0])))
-        content = _pb_int(2, len(rows[0]))
+        shapes = [array.shape for array in series]
+        if series[0].ndim != 1 or len(set(shapes)) > 1:
+            raise ValueError(f"expected equal lengths, got {shapes}")
+        tensor = _encode_tensor(np.stack(series), (6, len(series[0])))
+        content = _pb_int(2, len(series[0]))
         encoded = _encode_value(tag, tensor, "pr_curves", content)
         self._add(encoded, global_step, walltime)
 
@@ -4291,7 +4292,7 @@ class EventWriter:
 
         ``dataformats`` orders its axes: CHW, HWC, HW; with N a grid, 8 in a row.
         """
-        image = _as_frames(img_tensor, dataformats, ("HW", "CHW", "NCHW"))[0]
+        image = _as_pixels(img_tensor, dataformats, ("HW", "CHW", "NCHW"))[0]
         encoded = _encode_image(tag, image.shape, _encode_png(image))
         self._add(encoded, global_step, walltime)
 
@@ -4333,12 +4334,12 @@ class EventWriter:
             from PIL import Image
         except ImportError as err:
             raise ImportError("add_video needs Pillow: pip install pillow") from err
-        frames = _as_frames(vid_tensor, dataformats, ("NTCHW",))
-        pixels = frames[..., 0] if frames.shape[-1] == 1 else frames  # gray has no axis
-        first, *others = map(Image.fromarray, pixels)
+        pixels = _as_pixels(vid_tensor, dataformats, ("NTCHW",))
+        is_gray = pixels.shape[-1] == 1  # Pillow wants no axis for that
+        first, *others = map(Image.fromarray, pixels[..., 0] if is_gray else pixels)
         gif, ms = io.BytesIO(), 1000 / fps
         first.save(gif, "GIF", save_all=True, append_images=others, duration=ms, loop=0)
-        encoded = _encode_image(tag, frames.shape[1:], gif.getvalue())
+        encoded = _encode_image(tag, pixels.shape[1:], gif.getvalue())
         self._add(encoded, global_step, walltime)
 
     def add_audio(
@@ -4347,7 +4348,7 @@ class EventWriter:
     ) -> None:
         """Log sound as 16-bit WAV: int16 is kept, all else clipped to -1..1.
 
-        Shape (frames,), (frames, channels), or torch's (1, frames).
+        Shape (samples,), (samples, channels), or torch's (1, samples).
         """
         sound = _as_array(snd_tensor)
         if sound.ndim == 1:
@@ -4441,13 +4442,13 @@ class EventWriter:
         config += f'tensor_path: "{quoted}/tensors.tsv"\n'
         files = {"tensors.tsv": _encode_tsv(points.tolist())}
         if metadata is not None:
-            rows = metadata if metadata_header else [[label] for label in metadata]
+            lines = metadata if metadata_header else [[label] for label in metadata]
             header = [metadata_header] if metadata_header else []
-            files["metadata.tsv"] = _encode_tsv([*header, *rows])
+            files["metadata.tsv"] = _encode_tsv([*header, *lines])
             config += f'metadata_path: "{quoted}/metadata.tsv"\n'
         if label_img is not None:
-            columns = math.ceil(math.sqrt(len(points)))
-            sprite = _as_frames(label_img, "NCHW", ("NCHW",), columns)[0]
+            across = math.ceil(math.sqrt(len(points)))
+            sprite = _as_pixels(label_img, "NCHW", ("NCHW",), across)[0]
             height, width, _ = sprite.shape
             shape = _as_array(label_img).shape
             if shape[2] != shape[3] or width > 8192:  # TensorBoard's limit
