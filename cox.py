@@ -682,8 +682,8 @@ def _number(value: Any) -> Any:
 
 
 def _to_float(value: Any, code: str = "<d") -> float:
-    if type(value) is float and code == "<d":  # on the way of every row
-        return value
+    if type(value) in (float, int) and code == "<d":  # on the way of every row
+        return float(value)
     value = _number(value)
     if value is None:
         raise TypeError("it is not a number (float('nan') is, for a missing one)")

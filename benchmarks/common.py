@@ -172,10 +172,13 @@ def child(script: str, *args: object, python: str | None = None) -> Any:
         python: Another interpreter, which then sees nothing of this environment.
     """
     command = [python, "-I"] if python else [sys.executable]
+    # as for users: modules are compiled once, not at every import
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     with tempfile.TemporaryDirectory() as elsewhere:
         done = subprocess.run(
             [*command, "-c", CHILD + script, *map(str, args)],
             cwd=elsewhere,
+            env=env,
             capture_output=True,
             text=True,
         )
