@@ -139,7 +139,7 @@ def _printable(value: object, limit: int = 200) -> str:
     """Return ``str(value)``, bounded, for a terminal: names come from strangers."""
     text = str(value)
     text = text if len(text) <= limit else f"{text[: limit - 3]}..."
-    return "".join(c if c.isprintable() else "?" for c in text)
+    return "".join(c if c.isprintable() else " " if c == "\n" else "?" for c in text)
 
 
 _MESSAGE_MAX: Final = 5_000  # characters
@@ -165,7 +165,7 @@ class SchemaError(CoxError, ValueError):
 
 
 class NotFoundError(CoxError, KeyError, FileNotFoundError):
-    """There is no such run or table."""
+    """There is no such run, table, directory or object."""
 
     def __str__(self) -> str:  # KeyError would show the repr of the message
         return _printable(Exception.__str__(self), _MESSAGE_MAX)
@@ -184,7 +184,7 @@ class _NoWriterError(WriteRefusedError, AttributeError):
 
 
 class CorruptError(CoxError, ValueError):
-    """A file of a run is damaged in a way that no crash of a writer explains.
+    """A file of a run is damaged as no crash leaves it, none of ours, or too new.
 
     Attributes:
         message: What is wrong with it.
@@ -258,7 +258,7 @@ PYTORCH_STATE: Final = "__pytorch_state__"
 
 _HEADER_MAX: Final = 1 << 20  # bytes of a header line
 _STATE_MAX: Final = 1 << 26  # bytes of state.json
-_HEAD_SIZE: Final = 1 << 16  # bytes read at once: all of most tables
+_HEAD_SIZE: Final = 1 << 16  # bytes of the first read of `.rows`: most have fewer
 _BLOCK_SIZE: Final = 1 << 22  # bytes of records looked at together
 _CAPACITY_MAX: Final = 1 << 22  # rows that memory is taken for before they are seen
 _TORN_MAX: Final = 1 << 30  # bytes of a torn end that are kept aside
@@ -271,9 +271,9 @@ _O_SAFE: Final[int] = (
     | getattr(os, "O_NOFOLLOW", 0)  # a link may lead out of the run
     | getattr(os, "O_NONBLOCK", 0)  # a fifo would block for ever
 )
-_O_APPEND: Final = os.O_RDWR | os.O_APPEND
-_IS_NO_FILE: Final = (errno.ELOOP, errno.ENXIO, errno.EISDIR)  # but a link, fifo, ...
-_NO_LOCKS: Final = {  # what a file system without locks says to flock
+_O_READ_APPEND: Final = os.O_RDWR | os.O_APPEND
+_NO_REGULAR_FILE_ERRNOS: Final = (errno.ELOOP, errno.ENXIO, errno.EISDIR)
+_NO_LOCK_ERRNOS: Final = {  # what a file system without locks says to flock
     getattr(errno, name)
     for name in ("ENOLCK", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EINVAL")
     if hasattr(errno, name)
@@ -366,7 +366,7 @@ def _as_row(data: Any) -> Mapping[str, Any]:
 
 
 def override_json(args: Any, json_path: str, check_consistency: bool = False) -> Any:
-    """Return a copy of ``args`` whose None values are filled from a JSON file.
+    """Return a copy of ``args`` whose missing or None values are a JSON file's.
 
     Args:
         args: An object with the arguments as attributes (``argparse.Namespace``,
@@ -481,7 +481,7 @@ def _open_file(path: str, flags: int = os.O_RDONLY) -> int:
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as err:
-        if err.errno not in _IS_NO_FILE:
+        if err.errno not in _NO_REGULAR_FILE_ERRNOS:
             raise _storage_error(err, "could not open the file", path) from err
     else:
         if stat.S_ISREG(os.fstat(fd).st_mode):
@@ -501,18 +501,18 @@ def _storage_error(err: OSError, what: str, path: str) -> StorageError:
 
 
 @contextlib.contextmanager
-def _as_storage_error(
-    path: str,
-    what: str = "could not read",
-    but: tuple[type[OSError], ...] = (FileNotFoundError, NotADirectoryError),
-) -> Iterator[None]:
-    """Let errors of the system say what could not be done, and with which file."""
+def _as_storage_error(path: str, what: str = "") -> Iterator[None]:
+    """Let errors of the system say what could not be done, and with which file.
+
+    By default it is reading, where a file that is missing is another matter.
+    """
+    passed = () if what else (FileNotFoundError, NotADirectoryError)
     try:
         yield
     except OSError as err:
-        if isinstance(err, (CoxError, *but)):
+        if isinstance(err, (CoxError, *passed)):
             raise
-        raise _storage_error(err, what, path) from err
+        raise _storage_error(err, what or "could not read", path) from err
 
 
 def _refuse_link(directory: str) -> None:
@@ -521,12 +521,11 @@ def _refuse_link(directory: str) -> None:
         raise CorruptError("it is a link, and is not followed", directory)
 
 
-def _pread(fd: int, size: int, offset: int) -> bytes:
+def _read_at(fd: int, size: int, offset: int) -> bytes:
     """Read ``size`` bytes, or those that there are; one call gives 2 GB at most."""
-    data = os.pread(fd, size, offset)
-    while 0 < len(data) < size and (
-        more := os.pread(fd, size - len(data), offset + len(data))
-    ):
+    os.lseek(fd, offset, os.SEEK_SET)  # Windows has no pread
+    data = os.read(fd, size)
+    while 0 < len(data) < size and (more := os.read(fd, size - len(data))):
         data += more
     return data
 
@@ -561,7 +560,7 @@ def _sync(path: str) -> None:
     except PermissionError:  # Windows opens no directory
         return
     except OSError as err:
-        if err.errno in _IS_NO_FILE:  # nothing of ours is behind it
+        if err.errno in _NO_REGULAR_FILE_ERRNOS:  # nothing of ours is behind it
             return
         raise
     try:
@@ -630,6 +629,13 @@ def _is_real_dir(path: str) -> bool:
         return stat.S_ISDIR(os.lstat(path).st_mode)
     except FileNotFoundError:
         return False
+
+
+def _require_real_dir(path: str) -> None:
+    if not _is_real_dir(path):
+        raise WriteRefusedError(
+            f"{path} is a link, or no directory; nothing is written there"
+        )
 
 
 def _is_same_file(fd: int, path: str) -> bool:
@@ -740,7 +746,7 @@ def _object_path(uid: str, objects_dir: str) -> str:
     """
     if str(uid) in ("", ".", "..", "nan") or {"/", "\\", ":", "\0"} & set(str(uid)):
         raise CorruptError(
-            f"{_printable(uid)!r} names no file of {objects_dir}; it is not opened"
+            f"{uid!r:.200} names no file of {objects_dir}; it is not opened"
         )
     return os.path.join(objects_dir, uid)
 
@@ -763,11 +769,8 @@ def _read_object(uid: str, objects_dir: str) -> bytes:
     try:
         data = _read_file(path)
     except FileNotFoundError:
-        if os.path.isdir(objects_dir):
-            raise
-        raise NotFoundError(
-            f"{objects_dir} is missing; copy it along with the run"
-        ) from None
+        what = f"{path} is missing; copy {objects_dir} along with the run"
+        raise NotFoundError(what) from None
     try:
         name = uuid.UUID(uid)
     except ValueError:  # of the user's own making
@@ -846,9 +849,10 @@ class _Schema:
         self.file_fields = [i for i, kind in enumerate(kinds) if kind.is_file]
         codes = [kind.code or "q" for kind in kinds]
         text_start = ["q"] if self.text_fields else []
-        self.record = struct.Struct("<q" + "".join(codes + text_start))  # but its check
-        # Values of a row in C, where what struct and str() refuse is all that cox
-        # refuses: struct takes anything for a bool.
+        # all of a record but its check
+        self.struct = struct.Struct("<q" + "".join(codes + text_start))
+        # Takes a row's values in C, where struct and str() refuse just what cox does:
+        # not for bools, as struct takes anything for one.
         is_simple = "?" not in codes and not any(kind.load for kind in kinds)
         self.get_row = _row_getter(*columns) if is_simple else None
         # columns by position: names of numpy fields are no place for "" or "a/b"
@@ -907,7 +911,7 @@ def _decode_header(header: bytes) -> _Schema:
     except (ValueError, KeyError, TypeError, AttributeError) as err:
         if isinstance(err, CorruptError):
             raise
-    shown = _printable(header[:200])
+    shown = f"{header[:60]!r}"
     raise CorruptError(f"its first line is not the header of a table: {shown}")
 
 
@@ -1286,9 +1290,9 @@ class _TableFile:
         rows_path = self.path + _ROWS_SUFFIX
         _refuse_link(os.path.dirname(self.path))
         self._rows_fd = _open_file(rows_path)
-        self._head = os.pread(self._rows_fd, _HEAD_SIZE, 0)
+        self._head = os.read(self._rows_fd, _HEAD_SIZE)
         if b"\n" not in self._head:
-            self._head = _pread(self._rows_fd, _HEADER_MAX, 0)
+            self._head = _read_at(self._rows_fd, _HEADER_MAX, 0)
         self._rows_size = os.fstat(self._rows_fd).st_size
         try:
             self.schema = _decode_header(self._head[: self._head.find(b"\n") + 1])
@@ -1329,7 +1333,7 @@ class _TableFile:
         offset, size = self.offset(first), count * self.schema.dtype.itemsize
         data = self._head[offset : offset + size]
         if len(data) < size:
-            data = _pread(self._rows_fd, size, offset)
+            data = _read_at(self._rows_fd, size, offset)
         count = len(data) // self.schema.dtype.itemsize
         records, text = np.frombuffer(data, self.schema.dtype, count), b""
         if self._text_fd >= 0 and count and 0 <= start <= self._text_size:
@@ -1338,7 +1342,7 @@ class _TableFile:
             if size > _HOLE_MIN and hasattr(os, "SEEK_HOLE"):  # cox leaves no hole
                 hole = os.lseek(self._text_fd, start, os.SEEK_HOLE)
                 size = min(size, hole - start)
-            text = _pread(self._text_fd, size, start)
+            text = _read_at(self._text_fd, size, start)
         return _Rows(self.schema.header, [0], [count], data, text), records
 
     def start_of(self, number: int) -> int:
@@ -1346,7 +1350,7 @@ class _TableFile:
         if not self.schema.text_fields or number >= self.count:
             return 0
         at = self.offset(number)
-        record = _pread(self._rows_fd, self.schema.dtype.itemsize, at)
+        record = _read_at(self._rows_fd, self.schema.dtype.itemsize, at)
         start = int(np.frombuffer(record, self.schema.dtype)["start"][0])
         return max(0, min(start, self._text_size + 1))  # else no good record's
 
@@ -1406,9 +1410,9 @@ class _TableFile:
                 f"{text_size}, if they are not wanted",
                 self.path + _ROWS_SUFFIX,
             )
-        torn = _pread(self._rows_fd, sizes[0], at)
+        torn = _read_at(self._rows_fd, sizes[0], at)
         has_text = self._text_fd >= 0
-        return torn, _pread(self._text_fd, sizes[1], text_size) if has_text else b""
+        return torn, _read_at(self._text_fd, sizes[1], text_size) if has_text else b""
 
     def _check_end(self, nrows: int, start: int) -> None:
         """Make sure that what is behind the good rows is a torn end."""
@@ -1452,7 +1456,7 @@ class _TableFile:
 class _RowWriter:
     """The open files of a table. Its owner holds the run's lock at every call."""
 
-    _rows_fd = _text_fd = -1
+    _rows_fd = _text_fd = -1  # for __del__, if __init__ raises
 
     def __init__(self, path: str, schema: _Schema, mark: int, is_locked: bool) -> None:
         """Open the files; cut a torn end, after keeping a long one aside.
@@ -1478,21 +1482,18 @@ class _RowWriter:
             if is_synced and table.is_longer(nrows, text_size):
                 nrows, text_size = table.find_end()  # all, before anything is cut
             if nrows < mark:
-                _log.warning(
-                    "%s has %d rows, where %d were synced",
-                    *(path, nrows, mark),
-                )
+                _log.warning("%s has %d rows, where %d were synced", path, nrows, mark)
             # Rows, and bytes of text, that are whole. One attribute, so that an
             # exception out of a signal handler finds both or neither changed.
             self.end: tuple[int, int] = (nrows, text_size)
             self._is_clean = False  # nothing is behind `end`; False amid a row
-            if table.count > nrows:  # at least a record is cut: not only a kill's
+            if table.count > nrows:  # a whole record is cut, which no kill leaves
                 for suffix, torn in zip(_SUFFIXES, table.read_torn(nrows, text_size)):
                     self._keep_aside(suffix, torn)
-        self._pack = found.record.pack
-        self._rows_fd = _open_file(path + _ROWS_SUFFIX, _O_APPEND)
+        self._pack = found.struct.pack
+        self._rows_fd = _open_file(path + _ROWS_SUFFIX, _O_READ_APPEND)
         if found.text_fields:
-            self._text_fd = _open_file(path + _TEXT_SUFFIX, _O_APPEND | os.O_CREAT)
+            self._text_fd = _open_file(path + _TEXT_SUFFIX, _O_READ_APPEND | os.O_CREAT)
         self._repair()
 
     def _keep_aside(self, suffix: str, torn: bytes) -> None:
@@ -1554,6 +1555,7 @@ class _RowWriter:
         nrows, text_size = self.end
         try:
             self._is_clean = False
+            # as _write_all(), but for a call less
             if text and (written := os.write(self._text_fd, text)) < len(text):
                 _write_all(self._text_fd, text[written:])
             if (written := os.write(self._rows_fd, records)) < len(records):
@@ -1564,18 +1566,18 @@ class _RowWriter:
             if not self._is_clean:
                 with contextlib.suppress(OSError):  # else before the next row
                     self._repair()
-            if isinstance(err, OSError) and err.errno:  # else of a signal handler
+            if isinstance(err, OSError) and err.errno:  # else a signal handler's
                 what = f"could not write row {nrows + 1}, no part of it is there"
                 raise _storage_error(err, what, self.path + _ROWS_SUFFIX) from err
             raise
 
     def _repair(self) -> None:
-        """Cut both files to `end`, behind which a row was not finished."""
+        """Cut off what an unfinished row left; if all were, refuse any other size."""
         nrows, text_size = self.end
         rows_size = len(self.schema.header) + nrows * self.schema.dtype.itemsize
         sizes = {self._rows_fd: rows_size, self._text_fd: text_size}
         what = f"could not cut it to its {nrows} rows"
-        with _as_storage_error(self.path + _ROWS_SUFFIX, what, but=()):
+        with _as_storage_error(self.path + _ROWS_SUFFIX, what):
             for fd, size in sizes.items():
                 found = os.fstat(fd).st_size if fd >= 0 else size
                 if found < size or (found > size and self._is_clean):
@@ -1600,7 +1602,7 @@ class _RowWriter:
         return fds
 
     def close(self) -> None:
-        with _as_storage_error(self.path, "could not close the table", but=()):
+        with _as_storage_error(self.path, "could not close the table"):
             _close_all(*self.detach())
 
     def __del__(self, is_late: Any = sys.is_finalizing) -> None:
@@ -2277,7 +2279,7 @@ class _History:
         data = json.dumps(line).encode() + b"\n"
         path = os.path.join(self._run_dir, _TABLES_DIR, _HISTORY_NAME)
         with contextlib.suppress(OSError, CorruptError):
-            fd = _open_file(path, _O_APPEND | os.O_CREAT)
+            fd = _open_file(path, _O_READ_APPEND | os.O_CREAT)
             with open(fd, "rb+", buffering=0) as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
                 is_torn = file.read(1) not in (b"", b"\n")
@@ -2549,7 +2551,7 @@ class _Run:
         self.tables_dir = os.path.join(path, _TABLES_DIR)
         self.objects_dir = os.path.join(path, _OBJECTS_DIR)
         self.store_path = os.path.join(path, _STORE_NAME)
-        self.lock = threading.RLock()  # held during every change
+        self.lock = threading.RLock()  # of threads: held during every change
         self.is_busy = False  # a row is being staged or written
         self.is_stale = False  # store.h5 may lack something that this process wrote
         self.refusal = ""  # why this process may not write
@@ -2562,7 +2564,9 @@ class _Run:
         self._sync_error: StorageError | None = None
         self._export_lock = threading.RLock()
         self._is_exporting = False
-        self._ends: dict[str, tuple[int, int]] = {}  # of writers closed meanwhile
+        self._closed_ends: dict[
+            str, tuple[int, int]
+        ] = {}  # of writers closed meanwhile
         _runs.add(self)
 
     def _make_dirs(self, new: bool) -> list[str]:
@@ -2628,7 +2632,7 @@ class _Run:
             self.unsynced = None
         elif self.is_lost():
             self.lose()
-            self.claim()  # raises
+            self.claim()  # raises, and says why
 
     def is_lost(self) -> bool:
         """Say whether the run we hold is no longer at its path."""
@@ -2656,33 +2660,30 @@ class _Run:
             ) from err
 
     def _take_lock(self, tables_dir: str) -> None:
-        holder = "another process"
         for _ in range(1000):
             if not (holder := self._try_lock(tables_dir)):
                 return
             if holder != _A_READER:
-                break
+                raise WriteRefusedError(
+                    f"{self.path} is being written by {holder}; wait for that, stop "
+                    "it, or open another run"
+                )
             time.sleep(0.001)  # who looks at the status of a run holds it for a moment
         raise WriteRefusedError(
-            f"{self.path} is being written by {holder}; wait for that, stop it, or "
-            "open another run"
-            if holder != _A_READER
-            else f"{self.path} may not be written: {holder} holds its lock; stop that"
+            f"{self.path} may not be written: {_A_READER} holds its lock; stop that"
         )
 
     def _try_lock(self, tables_dir: str) -> str:
         """Take the lock, and return ""; or return who holds it."""
-        if os.path.lexists(tables_dir) and not _is_real_dir(tables_dir):
-            raise WriteRefusedError(
-                f"{tables_dir} is a link, or no directory; nothing is written there"
-            )
+        if os.path.lexists(tables_dir):
+            _require_real_dir(tables_dir)
         fd = self._open_to_lock(os.path.join(tables_dir, _LOCK_NAME), os.O_CREAT)
         try:
             is_locked = _flock(fd)
             if is_locked is False:
                 if _flock(fd, shared=True):
                     return _A_READER
-                holder = _printable(os.read(fd, 1 << 10).decode(errors="replace"))
+                holder = os.read(fd, 1 << 10).decode(errors="replace")
                 return holder or "another process"
             for name in os.listdir(tables_dir):  # of a writer that died
                 if name.endswith(_NEW_SUFFIX):
@@ -2735,7 +2736,7 @@ class _Run:
         for writer in self.writers.values():
             writer.close()
         self.writers.clear()
-        self._ends.clear()
+        self._closed_ends.clear()
         _write_state(self.tables_dir, _read_state(self.tables_dir)._replace(rows={}))
         for suffix in _SUFFIXES:
             for name in os.listdir(self.tables_dir):
@@ -2762,6 +2763,8 @@ class _Run:
                 f"table name {name[:40]!r}... takes over {_TABLE_NAME_MAX} bytes when "
                 "percent-encoded; use a shorter one"
             )
+        if name not in (_list_tables(self.path) or ()):
+            self.claim()  # which may convert a run of the original: look again
         if name in (_list_tables(self.path) or ()):
             found = _decode_header(_read_header(self.path, name))
             if found.columns == schema.columns:
@@ -2774,17 +2777,11 @@ class _Run:
                     "new run"
                 )
             self._close_writer(name)
-        else:
-            self.claim()
-            if name not in (_list_tables(self.path) or ()):  # a run of the original
-                path = _table_path(self.path, name) + _ROWS_SUFFIX
-                if os.path.lexists(path):
-                    raise SchemaError(
-                        f"table {name!r} cannot be made: this file system takes "
-                        f"{path} for another table's file; use another name"
-                    )
-            else:
-                return self.create_table(name, schema)
+        elif os.path.lexists(path := _table_path(self.path, name) + _ROWS_SUFFIX):
+            raise SchemaError(
+                f"table {name!r} cannot be made: this file system takes {path} for "
+                "another table's file; use another name"
+            )
         _create_table(self.tables_dir, name, _no_rows(schema))
         self.is_stale = True
         return schema
@@ -2798,7 +2795,7 @@ class _Run:
             raise _no_table(self.path, name, names)
         path = _table_path(self.path, name)
         mark = _read_state(self.tables_dir).nrows(path)
-        mark = self._ends.get(name, (mark, 0))[0]
+        mark = self._closed_ends.get(name, (mark, 0))[0]
         writer = _RowWriter(path, schema, mark, self._is_locked)
         self.history.begin()
         self.writers[name] = writer
@@ -2806,7 +2803,7 @@ class _Run:
 
     def _close_writer(self, name: str) -> None:
         writer = self.writers.pop(name)
-        self._ends[name] = writer.end
+        self._closed_ends[name] = writer.end
         writer.close()
 
     def nrows(self, name: str) -> int:
@@ -2841,7 +2838,7 @@ class _Run:
                     self._is_exporting = True
                     self._sync(names, unsynced)
                     if self._lock_fd >= 0:  # else closed meanwhile, and so exported
-                        self._mark(names, ends, export)
+                        self._save(names, ends, export)
                 finally:
                     self._is_exporting = False
         except BaseException:
@@ -2874,7 +2871,7 @@ class _Run:
             self._sync_error = _storage_error(err, what, self.path)
             raise self._sync_error from err
 
-    def _mark(
+    def _save(
         self, names: list[str], ends: dict[str, tuple[int, int]], export: bool
     ) -> None:
         """Write down how many rows were synced; write store.h5 with all of them."""
@@ -2882,7 +2879,9 @@ class _Run:
         all_rows, marks, is_whole = {}, dict(state.rows), True
         for name in names:
             path = _table_path(self.path, name)
-            nrows = ends.get(name, self._ends.get(name, (state.nrows(path), 0)))[0]
+            nrows = ends.get(name, self._closed_ends.get(name, (state.nrows(path), 0)))[
+                0
+            ]
             try:
                 if export:
                     all_rows[name] = _read_rows(self.path, name)
@@ -2949,9 +2948,9 @@ class _Run:
     def _release(self) -> None:
         writers, self.writers = list(self.writers.values()), {}
         fd, self._lock_fd = self._lock_fd, -1
-        self._ends.clear()
+        self._closed_ends.clear()
         self.is_stale = False
-        with _as_storage_error(self.path, "could not close the tables", but=()):
+        with _as_storage_error(self.path, "could not close the tables"):
             _close_all(*itertools.chain(*[w.detach() for w in writers]), fd)
 
     def after_fork(self) -> None:
@@ -3067,7 +3066,7 @@ def _flock(fd: int, shared: bool = False) -> bool | None:
     except OSError as err:
         if err.errno in (errno.EWOULDBLOCK, errno.EACCES):
             return False
-        if err.errno in _NO_LOCKS:
+        if err.errno in _NO_LOCK_ERRNOS:
             return None
         raise
     return True
@@ -3091,7 +3090,7 @@ def _close_runs() -> None:
         run.close_at_last()
 
 
-_forks = 0  # that this process comes from, since cox was imported
+_forks = 0  # between the process that imported cox and this one
 
 
 def _after_fork_in_child() -> None:
@@ -3198,7 +3197,12 @@ class Table:
         return _read_frame(self._run.path, self.name)
 
     def frame(self, columns: Collection[str] | None = None) -> pd.DataFrame:
-        """Return :attr:`df` with some columns only; the others are not decoded."""
+        """Return :attr:`df` with some columns only; the others are not decoded.
+
+        Raises:
+            SchemaError: There is no such column.
+        """
+        columns = [columns] if isinstance(columns, str) else columns
         if unknown := set(columns or ()) - self._schema.columns.keys():
             raise self._refusal(min(unknown), None, KeyError())
         return _read_frame(self._run.path, self.name, columns)
@@ -3255,7 +3259,10 @@ class Table:
         self._staged = staged
 
     def _note_replaced(self, names: Iterable[str]) -> None:
-        """Warn, once, where a value of the working row is replaced twice."""
+        """Warn, once, where a value of the working row is replaced twice.
+
+        Once may be a default that is overwritten; twice is a flush_row() forgotten.
+        """
         slots = self._schema.slots
         replaced = {name for name in names if self._staged[slots[name][0]] is not None}
         if not self._has_warned and not replaced.isdisjoint(self._replaced):
@@ -3330,17 +3337,24 @@ class Table:
         if not isinstance(data, (Mapping, pd.DataFrame)):
             raise SchemaError(
                 f"the rows for table {self.name!r} are a frame, or a dict of column to "
-                f"values; got {_printable(data, 80)}"
+                f"values; got {data!r:.80}"
             )
         columns = {name: data[name] for name in data}
-        if columns.keys() != self._schema.columns.keys():
-            names = sorted(map(str, columns.keys() ^ self._schema.columns.keys()))
+        for name in columns:
+            if name not in self._schema.columns:
+                raise self._refusal(name, None, KeyError())
+        if missing := self._schema.columns.keys() - columns.keys():
             raise SchemaError(
-                f"the rows for table {self.name!r} lack, or have too many, columns: "
-                f"{_shorten(names)}. Columns: {', '.join(self._schema.columns)}"
+                f"the rows for table {self.name!r} have no column "
+                f"{', '.join(map(repr, sorted(missing)))}"
             )
-        if len({len(values) for values in columns.values()}) > 1:
-            raise SchemaError(f"the columns for table {self.name!r} differ in length")
+        lengths = set()
+        with contextlib.suppress(TypeError):  # some values have none
+            lengths = {len(values) for values in columns.values()}
+        if len(lengths) != 1 or any(isinstance(v, str) for v in columns.values()):
+            raise SchemaError(
+                f"the columns for table {self.name!r} must be sequences of one length"
+            )
         converted = [
             self._convert_column(name, kind, columns[name])
             for name, kind in zip(self._schema.columns, self._schema.kinds)
@@ -3358,8 +3372,9 @@ class Table:
 
     def _convert_column(self, name: str, kind: _Kind, values: Any) -> Any:
         """Convert as :meth:`append_row` does, whole arrays at once where that is so."""
-        if kind.code:
-            array = np.asarray(values)
+        array = np.asarray(values) if kind.code else np.empty(())
+        if array.ndim == 1:
+            # numpy's kinds of numbers whose least and greatest vouch for all
             allowed = {"?": "b", "e": "", "f": ""}.get(kind.code, "biu")
             if kind.code == "d" and array.dtype.kind in "fbiu":
                 return array
@@ -3460,9 +3475,7 @@ class Table:
         self._handle.claim()  # or the run that took our run's place would get it
         with contextlib.suppress(FileExistsError):
             os.mkdir(self._objects_dir)
-        if not _is_real_dir(self._objects_dir):
-            where = f"{self._objects_dir} is a link, or no directory"
-            raise WriteRefusedError(f"{where}; nothing is written there")
+        _require_real_dir(self._objects_dir)
         uid = _new_uid(data)
         paths.append(os.path.join(self._objects_dir, uid))
         _write_file(paths[-1], data, self._run.tables_dir, sync=False)
@@ -3472,9 +3485,10 @@ class Table:
         """Remove new files that no row names; have the others synced."""
         if is_written and self._run.unsynced is not None:
             self._run.unsynced += paths
-        for path in () if is_written else paths:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+        if not is_written:
+            for path in paths:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
 
     def get_pickle(self, uid: str) -> Any:
         """Return the object that a PICKLE column's string stands for.
@@ -3574,7 +3588,7 @@ def _encode_length(length: int) -> bytes:
     return packed + _mask_crc(_crc32c(packed))
 
 
-def _encode_record(data: bytes) -> bytes:
+def _encode_tfrecord(data: bytes) -> bytes:
     """Frame as TFRecord: length, its masked CRC, data, their masked CRC."""
     return _encode_length(len(data)) + data + _mask_crc(_crc32c(data))
 
@@ -3620,7 +3634,7 @@ def _encode_event(wall_time: float, step: int, values: bytes) -> bytes:
 def _encode_file_version(wall_time: float, version: int = 2) -> bytes:
     """The first record of every file."""
     name = f"brain.Event:{version}"
-    return _encode_record(_pb_double(1, wall_time) + _pb_bytes(3, name))
+    return _encode_tfrecord(_pb_double(1, wall_time) + _pb_bytes(3, name))
 
 
 def _encode_value(
@@ -3725,7 +3739,7 @@ _SCALAR_END: Final = struct.Struct("<fBdBB")  # value, key, wall time, key, step
 _V0, _V1, _V2, _V3, _, _W0, _W1, _W2, _W3, _W4, _W5, _W6, _W7, _, _S0, *_S_HIGH = (
     _CRC_TABLE[-19:].tolist()
 )
-_LOOP_MAX: Final = 120  # bytes; between other work numpy takes longer for fewer
+_LOOP_MAX: Final = 120  # bytes that a loop looks up in less time than numpy
 
 
 @functools.lru_cache(maxsize=64)
@@ -3783,7 +3797,7 @@ class _ScalarRecord:
                 _encode_value(tag, _pb_float(2, _as_float(value)))
                 for tag, value in zip(self._tags, values)
             )
-            return _encode_record(_encode_event(wall_time, step, summary))
+            return _encode_tfrecord(_encode_event(wall_time, step, summary))
         crc ^= self._crc
         if self._tables is not None:
             for table, byte in zip(self._tables, numbers):
@@ -3806,7 +3820,7 @@ _NO_FILE: Final = -1  # in place of a file's size; also where its end is unknown
 _WRITING: Final = -2
 _RECORDS_MAX: Final = 4096  # kept per writer
 # An event without values at the last step there is: the next one goes back.
-_GO_BACK: Final = _encode_record(_pb_bytes(5, b"") + _pb_int(2, 2**63 - 1))
+_GO_BACK: Final = _encode_tfrecord(_pb_bytes(5, b"") + _pb_int(2, 2**63 - 1))
 _HISTOGRAM_LIMITS: Final = 1e-12 * 1.1 ** np.arange(774)  # to 1e20, as TensorFlow
 
 
@@ -3938,7 +3952,7 @@ class EventWriter:
         self._append_event(_encode_event(*self._resolve(global_step, walltime), values))
 
     def _append_event(self, event: bytes) -> None:
-        record = _encode_record(event)
+        record = _encode_tfrecord(event)
         self._append(_GO_BACK + record if self._is_continuing else record)
 
     def _encode_scalars(
@@ -4008,7 +4022,7 @@ class EventWriter:
         if self._purge_step is not None:
             session = _pb_bytes(7, _pb_int(1, 1))  # SessionLog.START
             purge = _pb_double(1, now) + _pb_int(2, self._purge_step) + session
-            start += _encode_record(purge) * 2  # a run's first is passed over
+            start += _encode_tfrecord(purge) * 2  # a run's first is passed over
         return start
 
     def _open(self) -> None:
@@ -4025,7 +4039,7 @@ class EventWriter:
                 )
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | _O_BINARY
         stem = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}"
-        with _as_storage_error(self.logdir, "could not make an event file", but=()):
+        with _as_storage_error(self.logdir, "could not make an event file"):
             os.makedirs(self.logdir, exist_ok=True)
             for n in itertools.count():
                 self._path = f"{self.logdir}/{stem}.{self._pid}.{n:04d}{self._suffix}"
@@ -4062,7 +4076,7 @@ class EventWriter:
 
     def _close_file(self) -> None:
         fd, self._fd = self._fd, -1  # forgotten first: another file may get the number
-        with _as_storage_error(self._path, "events may be lost", but=()):
+        with _as_storage_error(self._path, "events may be lost"):
             _close_all(fd)
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
@@ -4663,14 +4677,15 @@ class Store:
         A table that has no rows yet may be made again with another schema.
 
         Args:
-            table_name: Any name.
+            table_name: Any name of up to 225 bytes when percent-encoded.
             schema: Column name to type: ``int`` (64 bits), ``float``, ``str``,
                 ``bool``, a numpy integer or float type, or ``OBJECT``, ``PICKLE``,
                 ``PYTORCH_STATE``.
 
         Raises:
-            SchemaError: A type is none of these, or the table has rows, and
-                another schema. Nothing was made.
+            SchemaError: A type is none of these, the name is too long, or the table
+                has rows and another schema. Nothing was made.
+            WriteRefusedError: Another process writes the run, or this Store may not.
         """
         table = Table(table_name, schema, self._handle.run.objects_dir, self)
         known = self._tables.setdefault(table_name, table)
@@ -4721,8 +4736,7 @@ class Store:
             raise _NoWriterError(
                 f"{self.path} may not be written: {self._handle.refusal}"
             )
-        writer: Any = self._writer
-        return writer  # type: ignore[no-any-return]
+        return self._writer  # type: ignore[no-any-return]
 
     @writer.setter
     def writer(self, writer: Any) -> None:
@@ -4747,6 +4761,11 @@ class Store:
             update_dict: Column name to value, as for :meth:`Table.update_row`.
             summary_type: The event writer's method without its ``add_``.
             step: The events' step; None is the index of the row in the table.
+
+        Raises:
+            SchemaError: A value or a column does not fit the table, or the events.
+            ValueError: The writer has no such method.
+            WriteRefusedError, StorageError: As :meth:`Table.append_row`.
         """
         row, writer, method = _as_row(update_dict), self.writer, f"add_{summary_type}"
         if not hasattr(writer, method):
@@ -4762,6 +4781,7 @@ class Store:
                 values = [staged[slots[name][0]] for name in row]
                 writer._add_scalar_row(table_name, row, values, at_step)
                 return
+            # what another's writer has written stays: try all values on ours before
             ours = writer if is_ours else EventWriter(self.tb_dir, write_to_disk=False)
             with ours._all_or_none() as holder:
                 for target in (holder,) if is_ours else (holder, writer):
@@ -4776,6 +4796,9 @@ class Store:
         Rows survive the death of the process without this. It is for the death of
         the machine, and for readers of store.h5; it takes well under a second per
         million rows, and other threads log on meanwhile.
+
+        Args:
+            export: False leaves store.h5 as it is, and takes a sync only.
 
         Raises:
             StorageError: The disk refused; store.h5 is as it was.
@@ -4846,7 +4869,7 @@ def _read_unproven(path: str) -> _Rows | None:
             return None
         if schema.text_fields and count:
             last = len(records) - schema.dtype.itemsize
-            _, *values, start = schema.record.unpack_from(records, last)
+            _, *values, start = schema.struct.unpack_from(records, last)
             size = start + sum(values[i] for i in schema.text_fields)
             if not 0 <= size <= _BLOCK_SIZE:
                 return None
@@ -5718,7 +5741,7 @@ class _View:
             end = _pb_int(1, outcome) + _pb_double(2, stamp[0] / 1e9)
             event = _encode_event(now, 0, _encode_session("end", 4, end))
             with open(os.path.join(self.view_dir, run.name, _END_FILE), "wb") as file:
-                file.write(_encode_file_version(now) + _encode_record(event))
+                file.write(_encode_file_version(now) + _encode_tfrecord(event))
 
     def _add(self, exp_id: str, run: _ViewedRun) -> None:
         name = _run_name(self._format(run.params or {}, exp_id), exp_id)
@@ -5730,7 +5753,7 @@ class _View:
             start = run.params_stamp[0] / 1e9
             event = _encode_event(start, 0, _encode_hparams(run.params, name, start))
             with open(os.path.join(self.view_dir, name, _HPARAMS_FILE), "wb") as file:
-                file.write(_encode_file_version(start) + _encode_record(event))
+                file.write(_encode_file_version(start) + _encode_tfrecord(event))
 
 
 class _ArgumentParser(argparse.ArgumentParser):

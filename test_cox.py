@@ -1446,7 +1446,7 @@ class Mutants:
         start = (
             [number and self._start_of(number - 1)] if self.schema.text_fields else []
         )
-        record = self.schema.record.pack(number, *values, *start)
+        record = self.schema.struct.pack(number, *values, *start)
         return record + zlib.crc32(record + text).to_bytes(8, "little"), text
 
     def _start_of(self, number):
@@ -3646,8 +3646,14 @@ def test_append_rows_writes_what_a_loop_of_append_row_does(out, as_frame):
         ({"i": [1, 2.5], "note": ["a", "b"]}, "'i'.*2.5"),
         ({"i": np.array([1, 2**63], np.uint64), "note": ["a", "b"]}, "'i'"),
         ({"i": [1, None], "note": ["a", "b"]}, "'i'.*None"),
+        ({"i": 1, "note": "a"}, "sequences of one length"),
+        ({"i": [1], "note": "a"}, "sequences of one length"),
+        ({"i": np.zeros((2, 3)), "note": ["a", "b"]}, "'i'"),
     ],
-    ids=["list", "too-few", "too-many", "lengths", "value", "range", "none"],
+    ids=[
+        *("list", "too-few", "too-many", "lengths", "value", "range", "none"),
+        *("scalar", "str", "two-dimensional"),
+    ],
 )
 def test_append_rows_refuses_all_or_none(store, out, data, match):
     log(store, 2)

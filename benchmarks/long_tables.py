@@ -144,7 +144,9 @@ def ends(scratch: pathlib.Path, count: int, rounds: int) -> list[Line]:
     child(ENDLESS, scratch, count)
     found = zip(*(child(END, scratch, count) for _ in range(rounds)))
     works = {"`nrows`": 2, "`tail(100)`": 2, "the first `append_row` after a resume": 2}
-    for (work, limit), figures in zip({**works, "memory of the first two": 1}.items(), found):
+    for (work, limit), figures in zip(
+        {**works, "memory of the first two": 1}.items(), found
+    ):
         unit = "MB" if "memory" in work else "ms"
         lines.append(Line(f"{work}, {count:,} rows", unit, list(figures), limit=limit))
     return lines
