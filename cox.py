@@ -2538,6 +2538,43 @@ def _create_table(tables_dir: str, name: str, rows: _Rows) -> None:
     _write_file(path + _ROWS_SUFFIX, rows.header + rows.records)
 
 
+_A_READER: Final = "a process that only reads it"
+_runs: Final[weakref.WeakSet[_Run]] = weakref.WeakSet()  # for fork and exit
+_runs_by_path: Final[weakref.WeakValueDictionary[str, _Run]] = (
+    weakref.WeakValueDictionary()
+)
+_runs_lock = threading.RLock()
+
+
+def _flock(fd: int, shared: bool = False) -> bool | None:
+    """Take the lock; False if another has it, None if there are no locks."""
+    if fcntl is None:
+        return None
+    try:
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except OSError as err:
+        if err.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        if err.errno in _NO_LOCK_ERRNOS:
+            return None
+        raise
+    return True
+
+
+def _has_writer(run_dir: str) -> bool | None:
+    """Look whether a run's lock is held; None where there is none."""
+    try:
+        fd = _open_file(os.path.join(run_dir, _TABLES_DIR, _LOCK_NAME))
+    except FileNotFoundError:
+        return None
+    try:
+        is_free = _flock(fd, shared=True)
+        return None if is_free is None else not is_free
+    finally:
+        os.close(fd)
+
+
 class _Run:
     """A run's directory, open in one process: the lock, the writers, the export.
 
@@ -3046,43 +3083,6 @@ class _Handle:
             self.run.users -= 1
             if not self.run.users:
                 self.run.close_at_last()
-
-
-_A_READER: Final = "a process that only reads it"
-_runs: Final[weakref.WeakSet[_Run]] = weakref.WeakSet()  # for fork and exit
-_runs_by_path: Final[weakref.WeakValueDictionary[str, _Run]] = (
-    weakref.WeakValueDictionary()
-)
-_runs_lock = threading.RLock()
-
-
-def _flock(fd: int, shared: bool = False) -> bool | None:
-    """Take the lock; False if another has it, None if there are no locks."""
-    if fcntl is None:
-        return None
-    try:
-        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
-    except OSError as err:
-        if err.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            return False
-        if err.errno in _NO_LOCK_ERRNOS:
-            return None
-        raise
-    return True
-
-
-def _has_writer(run_dir: str) -> bool | None:
-    """Look whether a run's lock is held; None where there is none."""
-    try:
-        fd = _open_file(os.path.join(run_dir, _TABLES_DIR, _LOCK_NAME))
-    except FileNotFoundError:
-        return None
-    try:
-        is_free = _flock(fd, shared=True)
-        return None if is_free is None else not is_free
-    finally:
-        os.close(fd)
 
 
 def _close_runs() -> None:
