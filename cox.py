@@ -693,6 +693,8 @@ def _to_float(value: Any, code: str = "<d") -> float:
     value = _number(value)
     if value is None:
         raise TypeError("it is not a number (float('nan') is, for a missing one)")
+    if isinstance(value, np.complexfloating):  # its real part would be left
+        raise TypeError("it is not a real number")
     number = float(value)
     if isinstance(value, str) and math.isinf(number) and "inf" not in value.lower():
         raise OverflowError("it is too large for a float")
@@ -1453,6 +1455,9 @@ class _TableFile:
             )
 
 
+_COMPLEX: Final = frozenset({np.complex64, np.complex128, np.clongdouble})
+
+
 class _RowWriter:
     """The open files of a table. Its owner holds the run's lock at every call."""
 
@@ -1529,6 +1534,8 @@ class _RowWriter:
         text = b""
         try:
             values = schema.get_row(row)
+            if not _COMPLEX.isdisjoint(map(type, values)):  # their real part fits
+                return False
             if schema.text_fields:
                 values = [*values, text_size]
                 for i in schema.text_fields:
@@ -2539,6 +2546,7 @@ def _create_table(tables_dir: str, name: str, rows: _Rows) -> None:
 
 
 _A_READER: Final = "a process that only reads it"
+_CLOSED: Final = "its Store was closed; open it again"
 _runs: Final[weakref.WeakSet[_Run]] = weakref.WeakSet()  # for fork and exit
 _runs_by_path: Final[weakref.WeakValueDictionary[str, _Run]] = (
     weakref.WeakValueDictionary()
@@ -2590,7 +2598,8 @@ class _Run:
         self.store_path = os.path.join(path, _STORE_NAME)
         self.lock = threading.RLock()  # of threads: held during every change
         self.is_busy = False  # a row is being staged or written
-        self.is_stale = False  # store.h5 may lack something that this process wrote
+        # True if store.h5 may lack something that this process wrote; see checkpoint()
+        self.is_stale: object = False
         self.refusal = ""  # why this process may not write
         self.users = 0  # open Stores that may write
         self.unsynced: list[str] | None = None  # new object files; None: all there are
@@ -2683,6 +2692,7 @@ class _Run:
                 "it was moved or deleted while this process wrote it; what is there "
                 "now, if anything, is another run. Open a new Store, where you want it"
             )
+            self.history.has_begun = False  # what has the name now is not ours
             if not self.is_busy:
                 self._release()
 
@@ -2768,12 +2778,18 @@ class _Run:
             os.close(fd)
 
     def erase(self) -> None:
-        """Begin the run afresh. Marks go before records, records before their text."""
-        self.claim(is_afresh=True)
-        for writer in self.writers.values():
-            writer.close()
-        self.writers.clear()
-        self._closed_ends.clear()
+        """Begin the run afresh, alone: no thread logs or exports meanwhile."""
+        with self.lock, self._export_lock:
+            self._refuse_amid_export()
+            if self.is_busy:  # by this thread: a signal handler came amid a row
+                raise WriteRefusedError(f"a row of {self.path} is being written")
+            self.claim(is_afresh=True)
+            self._close_writers()
+            self._erase()
+            self.is_stale = True
+
+    def _erase(self) -> None:
+        # marks go before records, records before their text
         _write_state(self.tables_dir, _read_state(self.tables_dir)._replace(rows={}))
         for suffix in _SUFFIXES:
             for name in os.listdir(self.tables_dir):
@@ -2787,7 +2803,6 @@ class _Run:
                 _remove(os.path.join(tensorboard_dir, name))
         for event_writer in list(self.event_writers):
             event_writer.close()  # it goes on in a file that is there
-        self.is_stale = True
 
     def create_table(self, name: str, schema: _Schema) -> _Schema:
         """Make a table, or return the schema of the one there if it is the same.
@@ -2839,8 +2854,8 @@ class _Run:
         return writer
 
     def _close_writer(self, name: str) -> None:
+        self._closed_ends[name] = self.writers[name].end
         writer = self.writers.pop(name)
-        self._closed_ends[name] = writer.end
         writer.close()
 
     def nrows(self, name: str) -> int:
@@ -2852,7 +2867,7 @@ class _Run:
     @property
     def is_changed(self) -> bool:
         """Whether store.h5 lacks anything that this process may still write to it."""
-        return self._lock_fd >= 0 and self.is_stale and not self.refusal
+        return self._lock_fd >= 0 and bool(self.is_stale) and not self.refusal
 
     def checkpoint(self, export: bool = True) -> None:
         """Wait until all rows are on the disk; then write store.h5 anew."""
@@ -2865,9 +2880,14 @@ class _Run:
                     writer.check()
             names = _list_tables(self.path) or []
             ends = {name: writer.end for name, writer in self.writers.items()}
+            ends = self._closed_ends | ends
             unsynced, self.unsynced = self.unsynced, []
-            # a row that a signal handler found being written comes after this
-            was_stale, self.is_stale = self.is_stale, self.is_busy
+            # As true as before, so that a close() meanwhile waits for the export; who
+            # writes meanwhile puts True in its place. A row that a signal handler
+            # found being written comes after the export.
+            this_export = object()
+            if export and not self.is_busy:
+                self.is_stale = this_export
         try:
             with self._export_lock:
                 self._refuse_amid_export()
@@ -2879,11 +2899,11 @@ class _Run:
                 finally:
                     self._is_exporting = False
         except BaseException:
-            self.is_stale = True
             self.unsynced = None
             raise
-        if not export:
-            self.is_stale |= was_stale
+        with self.lock:
+            if self.is_stale is this_export:
+                self.is_stale = False
 
     def _sync(self, names: list[str], object_paths: list[str] | None) -> None:
         """Sync tables and objects, whoever wrote them; then the directories."""
@@ -2914,15 +2934,14 @@ class _Run:
         """Write down how many rows were synced; write store.h5 with all of them."""
         state = _read_state(self.tables_dir)
         all_rows, marks, is_whole = {}, dict(state.rows), True
+        opened = self.writers, self._closed_ends, ends
         for name in names:
             path = _table_path(self.path, name)
-            nrows = ends.get(name, self._closed_ends.get(name, (state.nrows(path), 0)))[
-                0
-            ]
+            nrows = ends.get(name, (state.nrows(path), 0))[0]
             try:
                 if export:
                     all_rows[name] = _read_rows(self.path, name)
-                    if name not in self.writers:
+                    if not any(name in there for there in opened):  # so none is newer
                         nrows = all_rows[name].counts[0]
             except (CorruptError, NotFoundError) as err:
                 _log.warning("left out of %s: %s", _STORE_NAME, err)
@@ -2982,13 +3001,18 @@ class _Run:
                 "there and close in the main program"
             )
 
-    def _release(self) -> None:
-        writers, self.writers = list(self.writers.values()), {}
-        fd, self._lock_fd = self._lock_fd, -1
+    def _close_writers(self, *more: int) -> None:
+        """Close the files of all tables, and more descriptors."""
+        writers, self.writers = self.writers, {}
         self._closed_ends.clear()
-        self.is_stale = False
+        fds = itertools.chain(*[writer.detach() for writer in writers.values()])
         with _as_storage_error(self.path, "could not close the tables"):
-            _close_all(*itertools.chain(*[w.detach() for w in writers]), fd)
+            _close_all(*fds, *more)
+
+    def _release(self) -> None:
+        fd, self._lock_fd = self._lock_fd, -1
+        self.is_stale = False
+        self._close_writers(fd)
 
     def after_fork(self) -> None:
         """Make this the child's copy: readable, with no hold on the parent's lock."""
@@ -3049,7 +3073,8 @@ class _Handle:
             if self.refusal:
                 self.claim()
             schema = self.run.create_table(name, schema)
-            self.run.history.begin()
+            if self.run._lock_fd >= 0:  # else the table was there, and nothing written
+                self.run.history.begin()
             return schema
 
     def claim(self) -> None:
@@ -3057,7 +3082,8 @@ class _Handle:
         if self.refusal:
             what = f"{self.run.path} may not be written: {self.refusal}"
             raise WriteRefusedError(what)
-        self.run.claim()
+        with self.run.lock:  # of two threads' first writes, one takes it
+            self.run.claim()
 
     def close(self, status: str, err: BaseException | None) -> None:
         """Write store.h5 if it lacks anything; the last to close frees the run."""
@@ -3065,16 +3091,23 @@ class _Handle:
         if run.is_changed:
             run.checkpoint()
         with _runs_lock:
-            run.users -= self._is_user
-            is_last, was_user, self._is_user = not run.users, self._is_user, False
+            was_user, self._is_user = self._is_user, False
+            run.users -= was_user
+            is_last = was_user and not run.users
+        # first, or a thread that logs meanwhile would take the lock again
+        before, self.refusal = self.refusal, self.refusal or _CLOSED
+        is_done = not is_last
         try:
-            if is_last and was_user:
+            if is_last:
                 run.close(status, err)
+                is_done = not run.is_busy  # else it was a signal handler amid a row
         except BaseException:
-            run.users += 1
-            self._is_user = True
+            self.refusal = before
             raise
-        self.refusal = self.refusal or "its Store was closed; open it again"
+        finally:
+            if not is_done:  # so that the next close() does it
+                run.users += 1
+                self._is_user = True
 
     def drop(self, is_late: Any = sys.is_finalizing) -> None:
         """Do as :meth:`close` when the Store is gone; its Tables may still write."""
@@ -3087,6 +3120,8 @@ class _Handle:
 
 def _close_runs() -> None:
     for run in list(_runs):
+        with run._export_lock:  # waits for a thread that exports
+            pass
         run.close_at_last()
 
 
@@ -3174,8 +3209,7 @@ class Table:
         folder, exp_id = os.path.split(self._run.path)
         mode = "r" if self._handle.mode == "r" else "a"
         is_kept = self._run.history.is_kept
-        store = Store(folder, exp_id, mode=mode, history=is_kept)
-        return operator.getitem, (store, self.name)
+        return _reopen_table, (self.name, folder, exp_id, False, mode, is_kept)
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -3372,7 +3406,9 @@ class Table:
 
     def _convert_column(self, name: str, kind: _Kind, values: Any) -> Any:
         """Convert as :meth:`append_row` does, whole arrays at once where that is so."""
-        array = np.asarray(values) if kind.code else np.empty(())
+        array = np.empty(())
+        with contextlib.suppress(ValueError):  # lists of unequal length: said below
+            array = np.asarray(values) if kind.code else array
         if array.ndim == 1:
             # numpy's kinds of numbers whose least and greatest vouch for all
             allowed = {"?": "b", "e": "", "f": ""}.get(kind.code, "biu")
@@ -3508,6 +3544,10 @@ class Table:
         return _load_pytorch_state(uid, self._objects_dir, **kwargs)
 
     get_pytorch_state = get_state_dict
+
+
+def _reopen_table(name: str, *args: Any) -> Table:
+    return Store(*args)[name]
 
 
 ###############################################################################
@@ -4579,6 +4619,13 @@ class Store:
         self.save_dir = os.path.join(self.path, _SAVE_DIR)
         self.tb_dir = os.path.join(self.path, _TENSORBOARD_DIR)
         self._handle = _Handle(self.path, mode, history)
+        try:
+            self._open(new, mode)
+        except BaseException:
+            self._handle.drop()  # its traceback may keep this Store alive
+            raise
+
+    def _open(self, new: bool, mode: str) -> None:
         self._tables: dict[str, Table] = {}
         self._writer: Any = None if mode == "r" else EventWriter(self.tb_dir)
         exists = _is_run(self.path)

@@ -900,6 +900,9 @@ REFUSED = {
     "too-big-text-into-float": (float, 1.0, "1e999"),
     "None-into-float": (float, 1.0, None),
     "complex-into-float": (float, 1.0, 1j),
+    "numpy-complex-into-float": (float, 1.0, np.complex128(3 + 4j)),
+    "long-complex-into-float": (float, 1.0, np.clongdouble(3 + 4j)),
+    "numpy-complex-into-float32": (np.float32, 1.0, np.complex64(3 + 4j)),
     "array-into-float": (float, 1.0, np.zeros(3)),
     "too-big-int-into-float": (float, 1.0, 10**400),
     "text-into-bool": (bool, True, "False"),
@@ -935,6 +938,11 @@ def test_a_refused_value_changes_nothing(store, out, kind, good, bad):
     assert table.nrows == 1
     assert table.df[["a", "z"]].values.tolist() == [[1, 2]]
     assert pd.notna(table.df["x"][0])
+    quick = store.add_table("quick", {"x": kind})  # no row is staged in it
+    quick.append_row({"x": good})
+    with pytest.raises(CoxError, match="'x' of table 'quick'"):
+        quick.append_row({"x": bad})
+    assert quick.nrows == len(quick.df) == 1
 
 
 @dataclasses.dataclass(slots=True)
@@ -3583,6 +3591,209 @@ def test_no_name_of_a_stranger_reaches_the_terminal_as_it_is(out, caplog, damage
     for message in errors + [record.getMessage() for record in caplog.records]:
         assert_printable(message)
     assert caplog.records
+
+
+def in_thread(function, *args):
+    """Run a function in a thread; return the thread, and what it raised in a list."""
+    errors = []
+
+    def run():
+        try:
+            function(*args)
+        except BaseException as err:
+            errors.append(err)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, errors
+
+
+def test_mode_w_lets_no_row_vanish_that_a_thread_logs_meanwhile(out, monkeypatch):
+    store = Store(out, "run")
+    log(store, 1)
+    real_remove, threads = cox._remove, []
+
+    def remove_and_log(path):
+        if not threads:
+            threads.append(in_thread(log, store, 1))
+            threads[0][0].join(0.2)  # as much time as it may want
+        real_remove(path)
+
+    monkeypatch.setattr(cox, "_remove", remove_and_log)
+    Store(out, "run", mode="w").close()
+    [(thread, errors)] = threads
+    thread.join()
+    with Store(out, "run") as again:
+        there = len(again["t"].df) if "t" in again else 0
+    assert there == 1 - len(errors)
+    assert all(isinstance(err, CoxError) for err in errors)
+
+
+def test_of_two_threads_that_begin_to_write_none_is_refused(out):
+    make_run(out, "run")
+    for _ in range(20):
+        with Store(out, "run") as store:
+            thread, errors = in_thread(store.checkpoint)
+            log(store, 1)
+            thread.join()
+            assert errors == []
+
+
+def test_who_opens_a_table_and_may_not_write_leaves_no_line_in_the_history(out):
+    with Store(out, "run") as store:
+        log(store, 1)
+        code = f"""
+import cox
+with cox.Store({str(out)!r}, "run") as store:
+    store.add_table("t", {{"i": int, "note": str}})
+"""
+        python("-c", code)
+        assert [line.get("status") for line in store.history] == [None]
+        assert [*CollectionReader(out).runs()["status"]] == ["running"]
+
+
+def test_a_writer_whose_run_was_moved_says_nothing_in_the_one_that_took_its_name(out):
+    store = Store(out, "run")
+    log(store, 1)
+    os.rename(out / "run", out / "moved")
+    with Store(out, "run") as other:
+        log(other, 1)
+        with pytest.raises(cox.WriteRefusedError):
+            log(store, 1)
+        store.close()
+        assert [line.get("status") for line in other.history] == [None]
+    assert [line.get("status") for line in other.history] == [None, "done"]
+
+
+def test_a_refused_store_that_its_error_keeps_alive_holds_no_run(out):
+    with Store(out, "run") as store:
+        log(store, 1)
+        with pytest.raises(cox.StoreExistsError) as kept:
+            Store(out, "run", new=True)
+    assert [*CollectionReader(out).runs()["status"]] == ["done"]
+    assert kept
+
+
+def test_a_close_in_a_signal_handler_amid_a_row_may_be_repeated(out):
+    class Closes:
+        def __str__(self):
+            signal.raise_signal(signal.SIGUSR1)
+            return "b"
+
+    store = Store(out, "run")
+    log(store, 1)
+    before = signal.signal(signal.SIGUSR1, lambda *_: store.close())
+    try:
+        store["t"].append_row({"i": 1, "note": Closes()})
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    store.close()
+    assert [*CollectionReader(out).runs()["status"]] == ["done"]
+    assert len(pd.read_hdf(out / "run" / "store.h5", "t")) == 2
+
+
+def test_a_close_beside_a_checkpoint_leaves_no_row_out_of_store_h5(out):
+    store = Store(out, "run")
+    log(store, 1)
+    run, main = store._handle.run, threading.current_thread()
+    waiting, go = threading.Event(), threading.Event()
+
+    class Late:
+        """The lock, which a thread gets only after the main one is through."""
+
+        lock = run._export_lock
+
+        def __enter__(self):
+            if threading.current_thread() is not main:
+                waiting.set()
+                go.wait()
+            return self.lock.__enter__()
+
+        def __exit__(self, *exc_info):
+            return self.lock.__exit__(*exc_info)
+
+    run._export_lock = Late()
+    thread, errors = in_thread(store.checkpoint)
+    waiting.wait()
+    store.close()
+    go.set()
+    thread.join()
+    assert errors == []
+    assert len(pd.read_hdf(out / "run" / "store.h5", "t")) == 1
+
+
+def test_the_exit_waits_for_a_thread_that_exports(out):
+    code = f"""
+import threading, time, cox
+store = cox.Store({str(out)!r}, "run")
+table = store.add_table("t", {{"x": float}})
+real, inside = cox._sync_all, threading.Event()
+def sync(paths):
+    inside.set()
+    time.sleep(0.3)
+    real(paths)
+table.append_row({{"x": 1}})
+cox._sync_all = sync
+threading.Thread(target=store.checkpoint, daemon=True).start()
+inside.wait()
+table.append_row({{"x": 2}})
+"""
+    python("-c", code)
+    assert len(pd.read_hdf(out / "run" / "store.h5", "t")) == 2
+    assert [*CollectionReader(out).runs()["status"]] == ["ended"]
+
+
+def test_the_mark_of_a_table_that_was_closed_amid_a_checkpoint_is_what_was_synced(
+    out, monkeypatch
+):
+    monkeypatch.setattr(cox, "_WRITERS_MAX", 1)
+    store = Store(out, "run")
+    log(store, 1)
+    other, real_sync = store.add_table("other", {"x": float}), cox._sync_all
+
+    def sync(paths):
+        real_sync(paths)
+        for step in (lambda: log(store, 9), lambda: other.append_row({"x": 1})):
+            thread, errors = in_thread(step)
+            thread.join()
+            assert errors == []
+
+    monkeypatch.setattr(cox, "_sync_all", sync)
+    store.checkpoint()
+    monkeypatch.undo()
+    state = (out / "run" / ".tables" / "state.json").read_text()
+    assert json.loads(state)["rows"]["t"] == 1
+
+
+def test_a_close_that_failed_amid_mode_w_leaves_no_closed_file_behind(out, monkeypatch):
+    store = Store(out, "run")
+    log(store, 1)
+    real_close, failed = os.close, []
+
+    def close(descriptor):
+        is_rows = os.readlink(f"/proc/self/fd/{descriptor}").endswith("t.rows")
+        real_close(descriptor)
+        if is_rows and not failed:
+            failed.append(descriptor)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", close)
+        with pytest.raises(cox.StorageError, match="could not close"):
+            Store(out, "run", mode="w")
+    log(store, 1)
+    assert_logged(store["t"].df, 2)
+
+
+def test_a_pickled_table_makes_no_run(out):
+    store = Store(out, "run")
+    log(store, 1)
+    store.close()
+    pickled = pickle.dumps(store["t"])
+    assert_logged(pickle.loads(pickled).df, 1)
+    os.rename(out / "run", out / "moved")
+    pickle.dumps(store["t"])
+    assert os.listdir(out) == ["moved"]
 
 
 ###############################################################################
