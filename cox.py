@@ -1630,116 +1630,80 @@ class _RowWriter:
 
 _PLAIN_SIZE_MAX: Final = 1 << 20  # bytes of a pickle, characters in its value
 _PLAIN_DEPTH_MAX: Final = 32  # containers in one another
-_PLAIN_TYPES: Final[Mapping[str, type]] = {  # as Python 2, Python 3 and dill name them
-    **{"int": int, "long": int, "IntType": int, "LongType": int},
-    **{"float": float, "FloatType": float, "bool": bool, "BooleanType": bool},
-    **{"str": str, "unicode": str, "StringType": str, "UnicodeType": str},
+_PLAIN_TYPES: Final[Mapping[str, str]] = {  # as Python 2, Python 3 and dill name them
+    **dict.fromkeys(("int", "long", "IntType", "LongType"), "int"),
+    **dict.fromkeys(("str", "unicode", "StringType", "UnicodeType"), "str"),
+    **{"float": "float", "FloatType": "float", "bool": "bool", "BooleanType": "bool"},
 }
-_LOAD_TYPE: Final = object()  # stands for dill's function from a name to a type
-
-
-def _plain_type(path: str) -> Any:
-    """Return what a pickle calls ``module name``, if a schema may hold it."""
-    module, _, name = path.partition(" ")
-    if module in ("builtins", "__builtin__") and name in _PLAIN_TYPES:
-        return _PLAIN_TYPES[name]
-    if module == "numpy" and name in np.sctypeDict:
-        return np.sctypeDict[name]
-    if module in ("dill._dill", "dill.dill") and name == "_load_type":
-        return _LOAD_TYPE
-    raise pickle.UnpicklingError(f"{_printable(path)} is refused")
-
-
-def _plain_call(items: list[Any]) -> Any:
-    function, (name,) = items
-    if function is not _LOAD_TYPE:
-        raise pickle.UnpicklingError("a call is refused")
-    return _PLAIN_TYPES[name]
-
-
-def _plain_add(items: list[Any]) -> Any:
-    """Add items to the list or dictionary before them."""
-    container, *added = items
-    if isinstance(container, list):
-        container += added
-    elif any(isinstance(key, tuple) for key in added[::2]):  # its hash may take ages
-        raise pickle.UnpicklingError("a tuple as a key is refused")
-    else:
-        container.update(zip(added[::2], added[1::2]))
-    return container
-
-
-def _plain_size(value: Any) -> int:
-    if isinstance(value, (list, tuple, dict)):
-        raise pickle.UnpicklingError("a container in two places is refused")
-    if isinstance(value, int) and value.bit_length() > 64:  # hashes of few are equal
-        raise pickle.UnpicklingError("a number of that size is refused")
-    return len(value) if isinstance(value, (str, bytes)) else 1
-
-
-# Opcodes that bring a value; and those that make one of how many from the stack, where
-# -1 is all behind the mark, and -2 also the container before it.
-_PLAIN_VALUES: Final = re.compile(
-    "(LONG_|SHORT_)?(BIN)?(INT|LONG|FLOAT|STRING|BYTES|UNICODE|GET)[1248]?"
+_PLAIN_TEXTS: Final = re.compile(  # opcodes that make text, or the name of a type
+    "(SHORT_)?(BIN)?(STRING|BYTES|UNICODE)8?|(STACK_)?GLOBAL|REDUCE"
 )
-_PLAIN_MAKERS: Final[Mapping[str, tuple[int, Callable[[list[Any]], Any]]]] = {
-    "NONE": (0, lambda _: None),
-    "NEWTRUE": (0, lambda _: True),
-    "NEWFALSE": (0, lambda _: False),
-    **{"EMPTY_LIST": (0, list), "EMPTY_DICT": (0, dict), "EMPTY_TUPLE": (0, tuple)},
-    **{"TUPLE1": (1, tuple), "TUPLE2": (2, tuple), "TUPLE3": (3, tuple)},
-    **{"TUPLE": (-1, tuple), "LIST": (-1, list)},
-    "DICT": (-1, lambda items: _plain_add([{}, *items])),
-    **{"APPEND": (2, _plain_add), "SETITEM": (3, _plain_add)},
-    **{"APPENDS": (-2, _plain_add), "SETITEMS": (-2, _plain_add)},
-    "STACK_GLOBAL": (2, lambda names: _plain_type(" ".join(names))),
-    "REDUCE": (2, _plain_call),
-}
+_PLAIN_OTHERS: Final = re.compile(
+    "PROTO|FRAME|MARK|STOP|NONE|NEWTRUE|NEWFALSE|(BIN)?FLOAT|(BIN)?INT[12]?|LONG[14]?"
+    "|(EMPTY_)?(LIST|DICT|TUPLE)[123]?|APPENDS?|SETITEMS?"
+)
 
 
-def _check_depth(value: Any) -> None:
-    layer = [value]
-    for _ in range(_PLAIN_DEPTH_MAX):
-        inner = [v for v in layer if isinstance(v, (list, tuple, dict))]
-        parts = (v.values() if isinstance(v, dict) else v for v in inner)
-        layer = list(itertools.chain.from_iterable(parts))
-    if layer:
+class _PlainUnpickler(pickle.Unpickler):
+    """Makes of a type its name, so nothing that it makes can be called."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module in ("dill._dill", "dill.dill") and name == "_load_type":
+            return _PLAIN_TYPES.__getitem__  # is called, and does no more
+        if module in ("builtins", "__builtin__") and name in _PLAIN_TYPES:
+            return _PLAIN_TYPES[name]
+        if module == "numpy" and name in np.sctypeDict:
+            return np.dtype(np.sctypeDict[name]).name
+        raise pickle.UnpicklingError(f"{module}.{name} is refused")
+
+
+def _check_opcodes(data: bytes) -> None:
+    """Make sure that a pickle makes plain values, of no more than its own size."""
+    room, size = _PLAIN_SIZE_MAX - len(data), 0
+    memo: dict[Any, int] = {}  # sizes of what may be taken from there again
+    for opcode, arg, _ in pickletools.genops(data):
+        name = opcode.name
+        is_put = name == "MEMOIZE" or name.endswith("PUT")
+        if is_put:
+            memo[len(memo) if arg is None else arg] = size
+        elif name.endswith("GET"):
+            size = memo[arg]
+            room -= size
+        elif _PLAIN_TEXTS.fullmatch(name):
+            size = len(arg or "")
+        elif _PLAIN_OTHERS.fullmatch(name):
+            size = _PLAIN_SIZE_MAX + 1  # a list of itself twice, 40 times: 2^40 items
+        else:
+            raise pickle.UnpicklingError(f"opcode {name} is refused")
+        # All tuples may have one hash, or be in one another, where C hashes them. So
+        # may integers; and there is memory for a memo of any size.
+        room -= 500 if "TUPLE" in name else 0
+        if isinstance(arg, int) and arg.bit_length() > (20 if is_put else 64):
+            raise pickle.UnpicklingError("a number of that size is refused")
+        if room < 0:
+            raise pickle.UnpicklingError("it is too large")
+
+
+def _check_depth(value: Any, depth_max: int = _PLAIN_DEPTH_MAX) -> None:
+    if depth_max == 0:
         raise pickle.UnpicklingError("it is nested too deeply")
+    if isinstance(value, (list, tuple, dict)):
+        for part in (*value, *value.values()) if isinstance(value, dict) else value:
+            _check_depth(part, depth_max - 1)
 
 
 def _load_plain(data: bytes) -> Any:
-    """Return the value of a pickle of numbers, text, types, and containers of them.
+    """Return the value of a pickle of numbers, text, names of types, and containers.
 
-    It calls nothing, and costs time and memory in proportion to the pickle's length.
+    It runs no code of the pickle's, and takes time and memory as its length does.
 
     Raises:
         Exception: The value is not plain, or too large, or this is no pickle.
     """
-    stack: list[Any] = []
-    marks: list[int] = []  # positions in the stack
-    memo: dict[Any, Any] = {}
-    room = _PLAIN_SIZE_MAX if len(data) <= _PLAIN_SIZE_MAX else -1
-    for opcode, arg, _ in pickletools.genops(data):
-        name = opcode.name
-        if name in _PLAIN_MAKERS:
-            count, make = _PLAIN_MAKERS[name]
-            start = marks.pop() + 1 + count if count < 0 else len(stack) - count
-            stack[start:] = [make(stack[start:])]
-        elif _PLAIN_VALUES.fullmatch(name):
-            stack.append(memo[arg] if name.endswith("GET") else arg)
-            room -= _plain_size(stack[-1])
-        elif name.endswith("PUT") or name == "MEMOIZE":
-            memo[len(memo) if arg is None else arg] = stack[-1]
-        elif name == "GLOBAL":
-            stack.append(_plain_type(str(arg)))
-        elif name == "MARK":
-            marks.append(len(stack))
-        elif name not in ("PROTO", "FRAME", "STOP"):
-            raise pickle.UnpicklingError(f"opcode {name} is refused")
-        if room < 0:
-            raise pickle.UnpicklingError("it is too large")
-    _check_depth(stack[-1])
-    return stack[-1]
+    _check_opcodes(data)
+    value = _PlainUnpickler(io.BytesIO(data), encoding="latin-1").load()
+    _check_depth(value)
+    return value
 
 
 def _plain_object(text: str) -> Any:
@@ -1989,7 +1953,8 @@ def _group_rows(group: Any) -> tuple[str, _Rows]:
     data = group._v_attrs["COX_DATA"]
     if not isinstance(data, dict):
         raise ValueError(f"COX_DATA of {group._v_pathname} is not what cox writes")
-    header = _encode_header(data["schema"])
+    schema = {name: _KINDS[kind].type for name, kind in data["schema"].items()}
+    header = _encode_header(schema)
     node = group._v_children["table"]
     if not isinstance(node, tables.Table):  # reading a VLArray would unpickle it
         raise ValueError(f"{group._v_pathname}/table is no table")

@@ -2251,12 +2251,19 @@ def test_a_pickle_of_plain_values_is_understood(value, protocol):
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("dumps", [pickle.dumps, dill_dumps], ids=["pickle", "dill"])
-def test_types_in_a_pickle_are_understood(dumps, protocol):
-    value = {"schema": {"i": int, "x": float, "s": str, "b": bool, "o": OBJECT}}
-    assert cox._load_plain(dumps(value, protocol)) == value
+def test_types_in_a_pickle_are_taken_for_their_names(dumps, protocol):
+    schema = {"i": int, "j": int, "x": float, "s": str, "b": bool, "o": OBJECT}
+    names = {n: t if t is OBJECT else t.__name__ for n, t in schema.items()}
+    assert cox._load_plain(dumps({"schema": schema}, protocol)) == {"schema": names}
     if dumps is pickle.dumps:
-        value = [np.float32, np.int64, np.bool_]
-        assert cox._load_plain(dumps(value, protocol)) == value
+        value = [np.float32, np.int64, np.bool_, np.float32]
+        names = ["float32", "int64", "bool", "float32"]
+        assert cox._load_plain(dumps(value, protocol)) == names
+
+
+def test_types_of_python_2_are_understood():
+    data = b"(lp1\nc__builtin__\nlong\np2\nac__builtin__\nunicode\np3\nag2\na."
+    assert cox._load_plain(data) == ["int", "str", "int"]
 
 
 def nested(value, times, wrap):
@@ -2282,15 +2289,19 @@ REFUSED_PICKLES = {
     "shared": pickle.dumps([[]] * 2),
     "billion-laughs": pickle.dumps(nested(["lol"], 40, lambda x: [x, x])),
     "exponential-hash": b"\x80\x02})" + b"q\x00h\x00\x86" * 40 + b"K\x01s.",
-    "tuple-as-key": pickle.dumps({(1, 2): 3}),
+    "tuples-of-one-hash": pickle.dumps({(i, 0): 1 for i in range(10**4)}),
+    "type-built": b"cbuiltins\nint\n}b.",
+    "dill-built": b"cdill._dill\n_load_type\n}b.",
+    "dill-with-more": b"cdill._dill\n_load_type\n(S'int'\nS'int'\ntR.",
     "deep-tuple": b"\x80\x02)" + tuples + b".",
     "deep-tuple-as-key": b"\x80\x02})" + tuples + b"K\x01s.",
     "deep-list": b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b".",
+    "deep-key": b"\x80\x02})" + b"\x85" * 100 + b"K\x01s.",
     "equal-hashes": pickle.dumps({i * (2**61 - 1): 1 for i in range(9, 10**4)}),
     "huge-int": pickle.dumps(10**4300),
     "long-text": pickle.dumps("x" * (1 << 20)),
     "text-often": pickle.dumps(["x" * 1000] * 2000),
-    "memo-of-gigabytes": b"\x80\x02Nr\xff\xff\xff\x7f\x82\x01.",
+    "memo-of-gigabytes": b"\x80\x02Nr\xff\xff\xff\x7f.",
     "bytes-not-there": b"\x80\x05\x8e" + (1 << 40).to_bytes(8, "little") + b"x.",
     "bytearray": b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b"x.",
     "nothing": b"",
