@@ -913,8 +913,10 @@ def _decode_header(header: bytes) -> _Schema:
     except (ValueError, KeyError, TypeError, AttributeError) as err:
         if isinstance(err, CorruptError):
             raise
-    shown = f"{header[:60]!r}"
-    raise CorruptError(f"its first line is not the header of a table: {shown}")
+    remedy = "; read it with the cox that wrote it" if b'"cox": 1,' in header else ""
+    raise CorruptError(
+        f"its first line is not the header of a table{remedy}: {header[:60]!r}"
+    )
 
 
 def schema_from_dict(d: Any, alternative: str = OBJECT) -> dict[str, Any]:
@@ -1730,9 +1732,8 @@ def _export_image(all_rows: Mapping[str, _Rows]) -> bytes:
                 try:
                     _put_rows(store, name, all_rows[name])
                 except Exception as err:  # one odd table must not keep the others out
-                    _log.warning(
-                        "table %r is left out of %s: %s", name, _STORE_NAME, err
-                    )
+                    what = f"is left out of {_STORE_NAME}, and safe in {_TABLES_DIR}"
+                    _log.warning("table %r %s: %s", name, what, err)
             return bytes(store.root._v_file.get_file_image())
 
 
@@ -1817,7 +1818,6 @@ def _put_table(h5: Any, name: str, rows: _Rows) -> None:
         "encoding": "UTF-8",
         "errors": "surrogatepass",
         "levels": 1,
-        "info": {},
     }.items():
         group._v_attrs[attribute] = value
 
@@ -1831,7 +1831,11 @@ def _put_fixed(store: Any, name: str, rows: _Rows) -> None:
     half_floats = dict.fromkeys((c for c in columns if columns[c] == "float16"), "f4")
     nrows = sum(rows.counts)
     frame = _frame(rows.header, [rows], nrows, text_dtype=object).astype(half_floats)
-    store.put(name, frame, format="fixed", track_times=False)
+    try:
+        store.put(name, frame, format="fixed", track_times=False)
+    except OverflowError as err:
+        store.remove(name)  # what there is of it
+        raise ValueError("HDF5 holds no column of over 2 GiB of text") from err
     for node, data in (
         ("cox_rows", rows.header + rows.records),
         ("cox_text", rows.texts),
@@ -1989,9 +1993,7 @@ class _Child:
             try:
                 stamp = os.stat(path).st_mtime_ns
             except OSError as err:
-                return NotFoundError(
-                    f"{_printable(path, 1000)} is gone: {err.strerror}"
-                )
+                return NotFoundError(f"{path} is gone: {err.strerror}")
             if stamp == seen:
                 break
             with self._lock:
@@ -2008,8 +2010,8 @@ class _Child:
             if stamp == seen and time.time() - stamp / 1e9 > 60:
                 break
             time.sleep(0.05)
-        message = f"it cannot be read ({_printable(reason)}). Bring it back, or leave "
-        return CorruptError(message + "the run out", path)
+        remedy = "Bring it back, or leave the run out"
+        return CorruptError(f"it cannot be read ({reason:.200}). {remedy}", path)
 
     def _ask(self, path: str) -> tuple[str, dict[str, _Rows]]:
         """Return the child's answer; it may be anything if the child was taken over."""
@@ -5610,7 +5612,7 @@ class _View:
                         self._link(exp_id, run)
                     except Exception as err:  # no room for the view, say
                         self._hide(run)
-                        run.left_out = _printable(getattr(err, "strerror", None) or err)
+                        run.left_out = str(getattr(err, "strerror", None) or err)
             self.is_begun.set()
         for exp_id, run in self.runs.items():
             if run.name and run.params and not self.stopped.is_set():

@@ -1549,6 +1549,12 @@ def test_a_table_without_its_text_is_corruption(run, damage):
         _ = Store(run.parent, "run", mode="r")["t"].df
 
 
+def test_an_older_format_says_what_reads_it(run, damage):
+    damaged(run, CORRUPT["version-1"])
+    with pytest.raises(CoxError, match="the cox that wrote it"):
+        Store(run.parent, "run", mode="r")["t"].df  # noqa: B018
+
+
 def test_a_newer_format_says_what_to_upgrade(run, damage):
     newer = check_line({"cox": 3, "columns": SCHEMA_KINDS})
     damaged(run, lambda header, rows, size: newer + rows)
@@ -2024,6 +2030,21 @@ def test_a_table_that_pandas_cannot_hold_is_left_out_of_store_h5(out, name):
         store.close()
     assert set(exported(out / "run")) == {"t"}
     assert Store(out, "run", mode="r")[name].df["x"].tolist() == [1]
+
+
+def test_a_table_with_more_text_than_hdf5_holds_is_left_out(out, monkeypatch):
+    def put(h5, name, frame, put=pd.HDFStore.put, **options):
+        put(h5, name, frame, **options)
+        raise OverflowError("value too large to convert to int")  # as over 2 GiB
+
+    monkeypatch.setattr(pd.HDFStore, "put", put)
+    store = Store(out, "run")
+    log(store, 1)
+    store.add_table("long", {"s": str}).append_row({"s": "\0"})  # in fixed format
+    with warns(r"'long' is left out of store\.h5, and safe in \.tables: .* 2 GiB"):
+        store.close()
+    assert set(exported(out / "run")) == {"t"}
+    assert Store(out, "run", mode="r")["long"].df["s"].tolist() == ["\0"]
 
 
 def test_a_table_named_as_a_part_of_another_is_left_out_of_store_h5(out):
