@@ -5613,7 +5613,10 @@ class _View:
                     except Exception as err:  # no room for the view, say
                         self._hide(run)
                         run.left_out = str(getattr(err, "strerror", None) or err)
-            self.is_begun.set()
+            if is_more and not self.is_begun.is_set():
+                self.is_begun.set()
+                # TensorBoard starts meanwhile, in Python: threads share a core
+                self.stopped.wait(_REFRESH_INTERVAL_S)
         for exp_id, run in self.runs.items():
             if run.name and run.params and not self.stopped.is_set():
                 with contextlib.suppress(Exception):  # a damaged history

@@ -6665,6 +6665,22 @@ def test_runs_come_into_the_view_the_newest_first_until_it_is_stopped(
     assert names(directory) == ["x=0-b", "x=1-c", "x=2-a"]
 
 
+def test_tensorboard_starts_between_the_newest_runs_and_the_others(
+    tmp_path, out, monkeypatch
+):
+    for i, exp_id in enumerate("abcdef"):
+        log_params(out, exp_id, x=i)
+        os.utime(out / exp_id / ".tables" / "metadata.rows", (i, i))
+    monkeypatch.setattr(cox, "_READ_AT_ONCE", 2)
+    view, directory = view_of(tmp_path, out)
+    shown = []
+    monkeypatch.setattr(view.stopped, "wait", lambda _: shown.append(names(directory)))
+    view.refresh()
+    view.refresh()
+    assert shown == [["x=4-e", "x=5-f"]]
+    assert len(names(directory)) == 6
+
+
 def test_the_watcher_survives_whatever_goes_wrong(tmp_path, out, monkeypatch, capsys):
     monkeypatch.setattr(cox, "_REFRESH_INTERVAL_S", 0.01)
     log_params(out, "a")
