@@ -1686,12 +1686,12 @@ def _check_opcodes(data: bytes) -> None:
             raise pickle.UnpicklingError("it is too large")
 
 
-def _check_depth(value: Any, depth_max: int = _PLAIN_DEPTH_MAX) -> None:
-    if depth_max == 0:
-        raise pickle.UnpicklingError("it is nested too deeply")
+def _check_value(value: Any, depth: int = 0) -> None:
+    if depth == _PLAIN_DEPTH_MAX or callable(value):
+        raise pickle.UnpicklingError("it is nested too deeply, or holds a function")
     if isinstance(value, (list, tuple, dict)):
         for part in (*value, *value.values()) if isinstance(value, dict) else value:
-            _check_depth(part, depth_max - 1)
+            _check_value(part, depth + 1)
 
 
 def _load_plain(data: bytes) -> Any:
@@ -1704,7 +1704,7 @@ def _load_plain(data: bytes) -> Any:
     """
     _check_opcodes(data)
     value = _PlainUnpickler(io.BytesIO(data), encoding="latin-1").load()
-    _check_depth(value)
+    _check_value(value)
     return value
 
 

@@ -2313,6 +2313,7 @@ REFUSED_PICKLES = {
     "tuples-of-one-hash": pickle.dumps({(i, 0): 1 for i in range(10**4)}),
     "type-built": b"cbuiltins\nint\n}b.",
     "dill-built": b"cdill._dill\n_load_type\n}b.",
+    "dill-not-called": b"(cdill._dill\n_load_type\nl.",
     "dill-with-more": b"cdill._dill\n_load_type\n(S'int'\nS'int'\ntR.",
     "deep-tuple": b"\x80\x02)" + tuples + b".",
     "deep-tuple-as-key": b"\x80\x02})" + tuples + b"K\x01s.",
