@@ -2047,12 +2047,11 @@ class _Child:
         process, self._process = self._process, None
         if process is None:
             return None
-        with contextlib.suppress(OSError, AttributeError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.kill()
-        process.stdin.close()
-        process.stdout.close()
-        return int(process.wait())
+        with process:  # waits, and closes its pipes
+            with contextlib.suppress(OSError, AttributeError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
+        return int(process.returncode)
 
     def after_fork(self) -> None:
         """Leave the process to the parent, whose it is."""
@@ -5780,14 +5779,23 @@ class _ArgumentParser(argparse.ArgumentParser):
         raise CoxError(f"{message} (see --help)")
 
 
-def _parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+def _command_parser(command: str, *runs: str) -> _ArgumentParser:
+    """Return a parser of what the commands have in common."""
+    parser = _ArgumentParser(f"cox {command}", description=_COMMANDS[command][1])
+    for run in runs:
+        parser.add_argument(run, help="start of an exp_id, or a run's directory")
+    if runs:
+        parser.add_argument("-d", "--dir", default=".", help="directory of the runs")
+    table = "table of the parameters"
+    parser.add_argument("--metadata-table", default="metadata", help=table)
+    return parser
+
+
+def _parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Parse and check our options; those not ours are returned beside them."""
-    parser = _ArgumentParser(
-        prog="cox tb",
-        description="Show all runs of a directory in one TensorBoard, live.",
-        epilog="All other options go to TensorBoard: --host, --bind_all, ...",
-        allow_abbrev=False,
-    )
+    parser = _command_parser("tb")
+    parser.epilog = "All other options go to TensorBoard: --host, --bind_all, ..."
+    parser.allow_abbrev = False
     add = parser.add_argument
     add("--logdir", required=True, help="directory of the runs, or a single run")
     add("--port", type=int, default=6006, help="default 6006; 0 takes a free one")
@@ -5800,7 +5808,6 @@ def _parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
         default=[],
         help="show runs where the regex matches the value's start; repeatable",
     )
-    add("--metadata-table", default="metadata", help="table of the parameters")
     options, rest = parser.parse_known_args(argv)
     try:
         options.filter_param = [(n, re.compile(r)) for n, r in options.filter_param]
@@ -5857,7 +5864,8 @@ def _configure_tensorboard(ours: Sequence[str], rest: Sequence[str]) -> Any:
     return board
 
 
-def _serve(options: argparse.Namespace, rest: Sequence[str]) -> int:
+def _tb(argv: list[str]) -> int:
+    options, rest = _parse_args(argv)
     # Known before it is made, so that a signal at any moment finds what to remove.
     # In memory if it can be: on a disk, 5,000 runs took 4 s to link, or to remove.
     is_in_memory = "TMPDIR" not in os.environ and os.access("/dev/shm", os.W_OK)
@@ -5902,34 +5910,11 @@ def _serve(options: argparse.Namespace, rest: Sequence[str]) -> int:
         shutil.rmtree(view_dir, ignore_errors=True)
 
 
-def tensorboard_main(argv: Sequence[str] | None = None) -> int:
-    """Run ``cox tb`` until it is stopped; return the status of the process."""
-    try:
-        return _serve(*_parse_args(argv))
-    except (CoxError, OSError) as err:
-        _say(str(err))
-        return 2
-    except KeyboardInterrupt:  # before TensorBoard serves, which takes it for the end
-        return 130
-
-
 ###############################################################################
 # Commands
 ###############################################################################
 # Each parses its arguments, asks the reader, and prints. Names and values come from
 # strangers: what is not printable is shown as `?`.
-
-
-def _run_parser(command: str, *runs: str) -> _ArgumentParser:
-    """Return a parser of what the commands other than tb have in common."""
-    parser = _ArgumentParser(f"cox {command}", description=_COMMANDS[command][1])
-    for run in runs:
-        parser.add_argument(run, help="start of an exp_id, or a run's directory")
-    if runs:
-        parser.add_argument("-d", "--dir", default=".", help="directory of the runs")
-    table = "table of the parameters"
-    parser.add_argument("--metadata-table", default="metadata", help=table)
-    return parser
 
 
 def _find_run(run: str, directory: str) -> str:
@@ -6021,7 +6006,7 @@ def _print_runs(frame: pd.DataFrame, is_chosen: bool) -> None:
 
 
 def _ls(argv: list[str]) -> int:
-    parser = _run_parser("ls")
+    parser = _command_parser("ls")
     add = parser.add_argument
     add("directory", nargs="?", default=".", help="directory of runs, or a run")
     add("-w", "--where", default="", metavar="QUERY", help="as of pandas: 'lr < 0.2'")
@@ -6086,7 +6071,7 @@ def _last_rows(run_dir: str, but: str = "") -> dict[str, dict[str, Any]]:
 
 
 def _show(argv: list[str]) -> int:
-    options = _run_parser("show", "run").parse_args(argv)
+    options = _command_parser("show", "run").parse_args(argv)
     run_dir = _find_run(options.run, options.dir)
     status, attempts = _look_at(run_dir)
     facts: dict[str, Any] = {"run": run_dir, "status": status}
@@ -6097,7 +6082,7 @@ def _show(argv: list[str]) -> int:
 
 
 def _diff(argv: list[str]) -> int:
-    options = _run_parser("diff", "run", "other").parse_args(argv)
+    options = _command_parser("diff", "run", "other").parse_args(argv)
     both: list[dict[str, str]] = []
     for run in options.run, options.other:
         run_dir = _find_run(run, options.dir)
@@ -6117,7 +6102,7 @@ def _diff(argv: list[str]) -> int:
 
 
 def _tail(argv: list[str]) -> int:
-    parser = _run_parser("tail", "run")
+    parser = _command_parser("tail", "run")
     add = parser.add_argument
     add("-t", "--table", help="default: the one with most rows")
     add("-n", "--rows", type=int, default=10, help="how many; default: 10")
@@ -6148,7 +6133,7 @@ _COMMANDS: Final[Mapping[str, tuple[Callable[[list[str]], int], str]]] = {
     "show": (_show, "Show a run: its history, parameters and last rows."),
     "diff": (_diff, "Show what differs between two runs; exit 1 if anything does."),
     "tail": (_tail, "Show the last rows of a table, or follow it with -f."),
-    "tb": (tensorboard_main, "Show all runs of a directory in one TensorBoard, live."),
+    "tb": (_tb, "Show all runs of a directory in one TensorBoard, live."),
 }
 
 
@@ -6178,6 +6163,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def tensorboard_main(argv: Sequence[str] | None = None) -> int:
+    """Run ``cox tb`` until it is stopped; return the status of the process."""
+    return main(["tb", *(sys.argv[1:] if argv is None else argv)])
 
 
 ###############################################################################
