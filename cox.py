@@ -1637,7 +1637,8 @@ _PLAIN_TYPES: Final[Mapping[str, str]] = {  # as Python 2, Python 3 and dill nam
     **dict.fromkeys(("str", "unicode", "StringType", "UnicodeType"), "str"),
     **{"float": "float", "FloatType": "float", "bool": "bool", "BooleanType": "bool"},
 }
-_PLAIN_TEXTS: Final = re.compile(  # opcodes that make text, or the name of a type
+# Opcodes that make text, or the name of a type; and the others of plain values.
+_PLAIN_TEXTS: Final = re.compile(
     "(SHORT_)?(BIN)?(STRING|BYTES|UNICODE)8?|(STACK_)?GLOBAL|REDUCE"
 )
 _PLAIN_OTHERS: Final = re.compile(
@@ -1660,9 +1661,14 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def _check_opcodes(data: bytes) -> None:
-    """Make sure that a pickle makes plain values, of no more than its own size."""
+    """Make sure that a pickle makes plain values only, and no more than it shows.
+
+    A list that holds one twice, and so on 40 times, has 2^40 items: only text may come
+    again from the memo. And C, which hashes keys, finds no end of tuples in tuples, and
+    takes ages with tuples, or long numbers, that all have one hash.
+    """
     room, size = _PLAIN_SIZE_MAX - len(data), 0
-    memo: dict[Any, int] = {}  # sizes of what may be taken from there again
+    memo: dict[Any, int] = {}  # sizes of what is there
     for opcode, arg, _ in pickletools.genops(data):
         name = opcode.name
         is_put = name == "MEMOIZE" or name.endswith("PUT")
@@ -1674,12 +1680,11 @@ def _check_opcodes(data: bytes) -> None:
         elif _PLAIN_TEXTS.fullmatch(name):
             size = len(arg or "")
         elif _PLAIN_OTHERS.fullmatch(name):
-            size = _PLAIN_SIZE_MAX + 1  # a list of itself twice, 40 times: 2^40 items
+            size = _PLAIN_SIZE_MAX + 1
+            room -= 500 if "TUPLE" in name else 0
         else:
             raise pickle.UnpicklingError(f"opcode {name} is refused")
-        # All tuples may have one hash, or be in one another, where C hashes them. So
-        # may integers; and there is memory for a memo of any size.
-        room -= 500 if "TUPLE" in name else 0
+        # the memo takes memory for all indices up to the last
         if isinstance(arg, int) and arg.bit_length() > (20 if is_put else 64):
             raise pickle.UnpicklingError("a number of that size is refused")
         if room < 0:
@@ -5612,9 +5617,9 @@ class _View:
                     except Exception as err:  # no room for the view, say
                         self._hide(run)
                         run.left_out = str(getattr(err, "strerror", None) or err)
-            if is_more and not self.is_begun.is_set():
-                self.is_begun.set()
-                # TensorBoard starts meanwhile, in Python: threads share a core
+            is_first = not self.is_begun.is_set()
+            self.is_begun.set()
+            if is_first and is_more:  # TensorBoard starts, in Python: not both at once
                 self.stopped.wait(_REFRESH_INTERVAL_S)
         for exp_id, run in self.runs.items():
             if run.name and run.params and not self.stopped.is_set():
