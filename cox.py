@@ -259,7 +259,7 @@ PYTORCH_STATE: Final = "__pytorch_state__"
 _HEADER_MAX: Final = 1 << 20  # bytes of a header line
 _STATE_MAX: Final = 1 << 26  # bytes of state.json
 _HEAD_SIZE: Final = 1 << 16  # bytes of the first read of `.rows`: most have fewer
-_BLOCK_SIZE: Final = 1 << 22  # bytes of records looked at together
+_BLOCK_SIZE: Final = 3 << 17  # bytes of records looked at together
 _CAPACITY_MAX: Final = 1 << 22  # rows that memory is taken for before they are seen
 _TORN_MAX: Final = 1 << 30  # bytes of a torn end that are kept aside
 _HOLE_MIN: Final = 1 << 26  # bytes of text among which a hole is looked for
@@ -969,7 +969,9 @@ class _Rows(NamedTuple):
 _CRC32: Final = 0xEDB88320  # polynomials, reflected
 _CRC32C: Final = 0x82F63B78
 _CRC_BATCH: Final = 4096  # records whose checks are computed together
-_CRC_LOOP_SIZE: Final = 256  # bytes from which zlib's own loop is the faster one
+# Of longer records, or of fewer, a loop over zlib.crc32 is the faster one.
+_CRC_TABLE_SIZE: Final = 112
+_CRC_TABLE_MIN: Final = 256
 
 
 @functools.lru_cache(maxsize=16)
@@ -994,10 +996,10 @@ def _crc_records(records: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
     looks up for thousands of records at a time.
     """
     size = records.dtype.itemsize - 8
+    if size > _CRC_TABLE_SIZE or len(records) < _CRC_TABLE_MIN:
+        each = struct.iter_unpack(f"{size}s8x", records.view(np.uint8).data)
+        return np.array([zlib.crc32(data) for (data,) in each], np.uint32)
     data = records.view(np.uint8).reshape(-1, size + 8)[:, :size]
-    if size > _CRC_LOOP_SIZE or len(records) < 16:
-        loop = (zlib.crc32(record.tobytes()) for record in data)
-        return np.fromiter(loop, np.uint32, len(records))
     table = _make_crc_table(size, _CRC32)
     crcs = np.full(len(records), zlib.crc32(bytes(size)), np.uint32)
     for first in range(0, len(records), _CRC_BATCH):
@@ -1056,32 +1058,65 @@ def _text_ends(
     return ends
 
 
-def _prove(
-    schema: _Schema,
-    records: npt.NDArray[Any],
-    numbers: npt.NDArray[np.int64],
-    text: bytes,
-    bases: npt.NDArray[np.int64] | int = 0,
-) -> npt.NDArray[np.bool_]:
-    """Say of each record whether it proves itself.
+@functools.lru_cache(maxsize=1024)
+def _crc_of_good(size: int, count: int) -> int:
+    """Return the crc32 of so many good records, which is the same for all of them."""
+    body, crc = bytes(size - 8), 0
+    record = body + zlib.crc32(body).to_bytes(8, "little")
+    for _ in range(count):
+        crc = zlib.crc32(record, crc)
+    return crc
+
+
+def _check_numbers(records: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Say of records without text whether their checks hold.
+
+    A record ends with its own crc32, so what it makes of the CRC of all before it does
+    not depend on what it holds, and thousands are proven by one CRC of all their bytes.
+    That is as strong: a record whose check does not hold makes another CRC of the
+    same start. Good records behind it cannot undo that, as they map each CRC to another
+    one; bad ones do as rarely as one alone passes. The upper half of a check, which
+    is zero, is looked at by itself.
+    """
+    good: npt.NDArray[np.bool_] = records["check"] >> 32 == 0
+    for first in range(0, len(records), _CRC_BATCH):
+        part = records[first : first + _CRC_BATCH]
+        known = _crc_of_good(records.dtype.itemsize, len(part))
+        if zlib.crc32(part.view(np.uint8).data) != known:
+            good[first : first + _CRC_BATCH] = part["check"] == _crc_records(part)
+    return good
+
+
+def _indexes(counts: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Return the index of each row within its table, of tables with so many rows."""
+    lengths = np.array(counts, np.int64)
+    firsts = (lengths.cumsum() - lengths).repeat(lengths)
+    return np.arange(len(firsts)) - firsts
+
+
+def _count_good(rows: _Rows, first: int = 0, start: int = 0) -> int:
+    """Return how many records prove themselves, before the first that does not.
 
     Args:
-        schema: Of all the records; they may be of several tables.
-        records: Shape ``(n,)``.
-        numbers: The numbers they must have.
-        text: Their texts, one after another.
-        bases: Where in ``text`` the byte at offset 0 of the `.text` file would be.
+        rows: As they are in the files, of one or several tables.
+        first: How many rows come before them in each table.
+        start: Where their text starts in each `.text`.
     """
-    good: npt.NDArray[np.bool_] = records["number"] == numbers
-    crcs = _crc_records(records)
+    schema = _decode_header(rows.header)
+    records = np.frombuffer(rows.records, schema.dtype)
+    indexes = _indexes(rows.counts)
+    good = records["number"] - indexes == first + 1
     if schema.text_fields:
-        ends = _text_ends(schema, records, len(text))
-        starts = np.concatenate(([0], ends[:-1])) if len(ends) else ends
-        good &= (ends >= 0) & (records["start"] == starts - bases)
+        ends = _text_ends(schema, records, len(rows.texts))
+        starts = np.concatenate(([0], ends))[:-1]
+        bases = starts[np.arange(len(starts)) - indexes]
+        good &= (ends >= 0) & (records["start"] - start == starts - bases)
         count = int((ends < 0).argmax()) if (ends < 0).any() else len(ends)
-        crcs[:count] = _crc_texts(crcs[:count], text, ends[:count])
-    good &= records["check"] == crcs
-    return good
+        crcs = _crc_texts(_crc_records(records[:count]), rows.texts, ends[:count])
+        good[:count] &= records["check"][:count] == crcs
+    else:
+        good &= _check_numbers(records)
+    return len(good) if good.all() else int(good.argmin())
 
 
 def _merge_rows(parts: Iterable[_Rows]) -> list[_Rows]:
@@ -1332,22 +1367,23 @@ class _TableFile:
         """Return how many bytes of `.rows` so many rows take, with the header."""
         return len(self.schema.header) + nrows * self.schema.dtype.itemsize
 
-    def _read(self, first: int, count: int, start: int) -> tuple[_Rows, Any]:
+    def _read(self, first: int, count: int, start: int) -> _Rows:
         """Read records as they are, and as much text as theirs can be."""
         offset, size = self.offset(first), count * self.schema.dtype.itemsize
         data = self._head[offset : offset + size]
         if len(data) < size:
             data = _read_at(self._rows_fd, size, offset)
         count = len(data) // self.schema.dtype.itemsize
-        records, text = np.frombuffer(data, self.schema.dtype, count), b""
+        data, text = data[: count * self.schema.dtype.itemsize], b""
         if self._text_fd >= 0 and count and 0 <= start <= self._text_size:
+            records = np.frombuffer(data, self.schema.dtype)
             ends = _text_ends(self.schema, records, self._text_size - start)
             size = max(0, int(ends.max()))
             if size > _HOLE_MIN and hasattr(os, "SEEK_HOLE"):  # cox leaves no hole
                 hole = os.lseek(self._text_fd, start, os.SEEK_HOLE)
                 size = min(size, hole - start)
             text = _read_at(self._text_fd, size, start)
-        return _Rows(self.schema.header, [0], [count], data, text), records
+        return _Rows(self.schema.header, [0], [count], data, text)
 
     def start_of(self, number: int) -> int:
         """Return where a record says that its text starts."""
@@ -1366,12 +1402,9 @@ class _TableFile:
             count: How many records to read.
             start: Where their text starts.
         """
-        if not count:
-            return _Rows(self.schema.header, [0], [0], b"", b"")
-        rows, records = self._read(first, count, start)
-        numbers = np.arange(first + 1, first + 1 + len(records))
-        good = _prove(self.schema, records, numbers, rows.texts, -start)
-        return rows if good.all() else _slice_rows(rows, 0, int(good.argmin()))
+        rows = self._read(first, count, start)
+        good = _count_good(rows, first, start)
+        return rows if good == rows.counts[0] else _slice_rows(rows, 0, good)
 
     def blocks(self, first: int = 0) -> Iterator[_Rows]:
         """Yield all good rows from ``first`` on, some thousands at a time.
@@ -1432,12 +1465,11 @@ class _TableFile:
             self._text_size = os.fstat(self._text_fd).st_size
         if self.read(nrows, 1, start).counts[0]:
             return
-        number, own_start = 0, self.start_of(nrows)
-        rows, records = self._read(nrows, 1, own_start)
-        if len(records) and _prove(
-            self.schema, records, records["number"], rows.texts, -own_start
-        ):
-            number = int(records["number"][0])
+        own_start = self.start_of(nrows)
+        rows = self._read(nrows, 1, own_start)
+        number = int.from_bytes(rows.records[:8], "little", signed=True)
+        if not _count_good(rows, number - 1, own_start):
+            number = 0
         offset = self.offset(nrows)
         if number or nrows < mark:
             what = (
@@ -2041,10 +2073,11 @@ class _Child:
             schema = _decode_header(header.encode())
             array = np.frombuffer(records, schema.dtype)
             ends = _text_ends(schema, array, len(text))
-            good = _prove(schema, array, np.arange(1, len(array) + 1), text)
-            if not good.all() or [len(records), ends[-1:].sum()] != sizes:
+            rows = _Rows(schema.header, [0], [len(array)], records, text)
+            is_good = _count_good(rows) == len(array)
+            if not is_good or [len(records), ends[-1:].sum()] != sizes:
                 raise ValueError("no rows")
-            found[name] = _Rows(schema.header, [0], [len(array)], records, text)
+            found[name] = rows
         return str(reason), found
 
     def close(self) -> int | None:
@@ -2340,16 +2373,27 @@ def _digest(data: bytes) -> str:
 
 
 def _is_run(run_dir: str) -> bool:
-    return any(
-        os.path.exists(os.path.join(run_dir, name))
-        for name in (_TABLES_DIR, _STORE_NAME)
+    # in half the time of os.path.exists(os.path.join(...)), which many runs feel
+    return os.access(f"{run_dir}{os.sep}{_TABLES_DIR}", os.F_OK) or os.access(
+        f"{run_dir}{os.sep}{_STORE_NAME}", os.F_OK
     )
 
 
-def _list_runs(directory: str) -> list[str]:
+def _list_runs(directory: str, warn: bool = False) -> list[str]:
     """Return the experiment ids in a directory, sorted; no file is opened."""
+    exp_ids, shut = [], []
     with os.scandir(directory) as entries:
-        return sorted(entry.name for entry in entries if _is_run(entry.path))
+        for entry in entries:
+            if _is_run(entry.path):
+                exp_ids.append(entry.name)
+            elif os.path.isdir(entry.path) and not os.access(
+                entry.path, os.R_OK | os.X_OK
+            ):
+                shut.append(entry.name)
+    if shut and warn:
+        where = _printable(directory), _shorten(shut)
+        _log.warning("no permission to read in %s: %s", *where)
+    return sorted(exp_ids)
 
 
 def _list_tables(run_dir: str) -> list[str] | None:
@@ -2426,11 +2470,7 @@ def _read_rows(run_dir: str, name: str) -> _Rows:
     if table is None:
         return _read_original(run_dir, name)
     with table:
-        return _read_all(table)
-
-
-def _read_all(table: _TableFile) -> _Rows:
-    [rows] = _merge_rows([_no_rows(table.schema), *table.blocks()])
+        [rows] = _merge_rows([_no_rows(table.schema), *table.blocks()])
     return rows._replace(sources=[0], counts=[sum(rows.counts)])
 
 
@@ -2450,36 +2490,27 @@ def _read_frame(
 def _read_ends(
     run_dir: str, name: str, first: int = 0, last: int = 0
 ) -> tuple[int, _Rows]:
-    """Read the number of rows of a table, its first rows and its last ones.
+    """Read the number of rows of a table, and its first rows, else its last ones.
 
     That the last record proves itself says that there are as many: the others are
     not looked at, unless the end is torn.
     """
-    table = _open_table(run_dir, name)
-    if table is None:
-        rows = _read_original(run_dir, name)
-        return _cut_middle(rows, first, last)
-    with table:
-        nrows = table.count
-        head = min(first, nrows)
-        tail = max(head, nrows - last)
-        at = nrows if head == nrows else min(tail, nrows - 1)
-        parts = [table.read(0, head, 0), table.read(at, nrows - at, table.start_of(at))]
-        if sum(part.counts[0] for part in parts) < head + nrows - at:
-            return _cut_middle(_read_all(table), first, last)
-        if at < tail:  # the last record was read for its proof only
-            parts.pop()
-        [rows] = _merge_rows(parts)
-    return nrows, rows._replace(sources=[0], counts=[sum(rows.counts)])
 
+    def span(nrows: int) -> tuple[int, int]:
+        return (0, min(first, nrows)) if first else (max(0, nrows - last), nrows)
 
-def _cut_middle(rows: _Rows, first: int, last: int) -> tuple[int, _Rows]:
-    nrows = sum(rows.counts)
-    head = min(first, nrows)
-    tail = max(head, nrows - last)
-    parts = _slice_rows(rows, 0, head), _slice_rows(rows, tail, nrows)
-    [rows] = _merge_rows(parts)
-    return nrows, rows._replace(sources=[0], counts=[sum(rows.counts)])
+    if table := _open_table(run_dir, name):
+        with table:
+            nrows = table.count
+            start, end = span(nrows)
+            at = nrows if start < end == nrows else max(0, nrows - 1)
+            rows = table.read(start, end - start, table.start_of(start))
+            proof = table.read(at, nrows - at, table.start_of(at))
+            if rows.counts[0] == end - start and proof.counts[0] == nrows - at:
+                return nrows, rows
+    rows = _read_rows(run_dir, name)
+    nrows = rows.counts[0]
+    return nrows, _slice_rows(rows, *span(nrows))
 
 
 def _read_header(run_dir: str, name: str) -> bytes:
@@ -4859,11 +4890,11 @@ _SUMMARY: Final = (  # what CollectionReader.runs() says of each run
 
 
 def _read_each(
-    read: Callable[..., Any], first: int, run_dirs: list[str], *args: Any
+    read: Callable[..., Any], runs: Mapping[int, str], *args: Any
 ) -> tuple[dict[int, Any], dict[int, Exception]]:
-    """Return what ``read`` says of runs, and errors, by number from ``first``."""
+    """Return what ``read`` says of runs, and errors, by their numbers."""
     results, errors = {}, {}
-    for source, run_dir in enumerate(run_dirs, first):
+    for source, run_dir in runs.items():
         try:
             results[source] = read(run_dir, *args)
         except Exception as err:
@@ -4871,78 +4902,60 @@ def _read_each(
     return results, errors
 
 
-def _read_unproven(path: str) -> _Rows | None:
+def _read_unproven(tables_dir: str, stem: str, source: int) -> _Rows | None:
     """Read a short table by the fewest calls; None if it takes the careful way."""
+    path = tables_dir + os.sep + stem
     try:
-        _refuse_link(os.path.dirname(path))
+        _refuse_link(tables_dir)
         fd = os.open(path + _ROWS_SUFFIX, os.O_RDONLY | _O_SAFE)
         try:
-            status, data = os.fstat(fd), os.read(fd, _HEAD_SIZE)
+            os.lseek(fd, 0, os.SEEK_SET)  # an error if it is no regular file
+            data = os.read(fd, _HEAD_SIZE)
+            schema = _decode_header(data[: data.find(b"\n") + 1])
+            records, text = data[len(schema.header) :], b""
+            count, torn_size = divmod(len(records), schema.dtype.itemsize)
+            if torn_size or len(data) == _HEAD_SIZE:
+                return None
+            if schema.text_fields and count:
+                last = len(records) - schema.dtype.itemsize
+                _, *values, start = schema.struct.unpack_from(records, last)
+                size = start + sum(values[i] for i in schema.text_fields)
+                if not 0 <= size <= _BLOCK_SIZE:
+                    return None
+                text = _read_file(path + _TEXT_SUFFIX, size + 1)
+                if len(text) != size or not _is_same_file(fd, path + _ROWS_SUFFIX):
+                    return None
         finally:
             os.close(fd)
-        schema = _decode_header(data[: data.find(b"\n") + 1])
-        records, text = data[len(schema.header) :], b""
-        count, torn_size = divmod(len(records), schema.dtype.itemsize)
-        if torn_size or len(data) == _HEAD_SIZE or not stat.S_ISREG(status.st_mode):
-            return None
-        if schema.text_fields and count:
-            last = len(records) - schema.dtype.itemsize
-            _, *values, start = schema.struct.unpack_from(records, last)
-            size = start + sum(values[i] for i in schema.text_fields)
-            if not 0 <= size <= _BLOCK_SIZE:
-                return None
-            text = _read_file(path + _TEXT_SUFFIX, size + 1)
-            if len(text) != size:
-                return None
-            if not os.path.samestat(status, os.lstat(path + _ROWS_SUFFIX)):
-                return None
     except (OSError, CorruptError):
         return None
-    return _Rows(schema.header, [0], [count], records, text)
-
-
-def _are_proven(same: list[_Rows]) -> list[bool]:
-    """Prove the rows of tables with equal headers together; say which are all good."""
-    schema = _decode_header(same[0].header)
-    counts = [sum(rows.counts) for rows in same]
-    records = np.frombuffer(b"".join([rows.records for rows in same]), schema.dtype)
-    firsts = np.cumsum([0, *counts])
-    numbers = np.arange(1, len(records) + 1) - np.repeat(firsts[:-1], counts)
-    bases = np.cumsum([0, *(len(rows.texts) for rows in same)])[:-1]
-    text = b"".join([rows.texts for rows in same])
-    good = _prove(schema, records, numbers, text, np.repeat(bases, counts))
-    if good.all():
-        return [True] * len(same)
-    return [bool(good[a:b].all()) for a, b in itertools.pairwise(firsts.tolist())]
+    return _Rows(schema.header, [source], [count], records, text)
 
 
 def _read_rows_batch(
-    first: int, run_dirs: list[str], name: str
+    runs: Mapping[int, str], name: str
 ) -> tuple[list[_Rows], dict[int, Exception]]:
     """Read a table of several runs, joined as bytes.
 
     Most are short and whole: they are read in the quickest way and proven together.
     The others, each by itself, are read again with care.
     """
-    found: dict[int, _Rows] = {}
-    by_header: dict[bytes, list[_Rows]] = {}
-    table_paths = [_table_path(run_dir, name) for run_dir in run_dirs]
-    for source, path in enumerate(table_paths, first):
-        if rows := _read_unproven(path):
-            rows = rows._replace(sources=[source])
-            by_header.setdefault(rows.header, []).append(rows)
-    for same in by_header.values():
-        proven = zip(same, _are_proven(same))
-        found |= {rows.sources[0]: rows for rows, is_proven in proven if is_proven}
-    errors: dict[int, Exception] = {}
-    if len(found) < len(run_dirs):
-        for source, run_dir in enumerate(run_dirs, first):
-            if source not in found:
-                read, failed = _read_each(_read_rows, source, [run_dir], name)
-                errors |= failed
-                found |= {i: rows._replace(sources=[i]) for i, rows in read.items()}
-        found = dict(sorted(found.items()))
-    return _merge_rows(found.values()), errors
+    stem = os.path.basename(_table_path("", name))
+    unproven = (
+        _read_unproven(run_dir + os.sep + _TABLES_DIR, stem, source)
+        for source, run_dir in runs.items()
+    )
+    found = {rows.sources[0]: rows for rows in unproven if rows}
+    joined = _merge_rows(found.values())
+    joined = [rows for rows in joined if _count_good(rows) == sum(rows.counts)]
+    proven = {source for rows in joined for source in rows.sources}
+    others = {source: runs[source] for source in runs if source not in proven}
+    if not others:
+        return joined, {}
+    read, errors = _read_each(_read_rows, others, name)
+    careful = {source: rows._replace(sources=[source]) for source, rows in read.items()}
+    found = {source: found[source] for source in proven} | careful
+    return _merge_rows(found[source] for source in sorted(found)), errors
 
 
 def _plain_rows(rows: _Rows) -> list[dict[str, Any]]:
@@ -5019,12 +5032,12 @@ def _summarize(run_dir: str) -> dict[str, Any]:
 
 
 def _summarize_batch(
-    first: int, run_dirs: list[str], params: str, last: Sequence[str]
+    runs: Mapping[int, str], params: str, last: Sequence[str]
 ) -> tuple[dict[int, dict[str, Any]], dict[int, Exception]]:
     """Return a row for each run, as far as it can be read, and what is broken."""
     summaries: dict[int, dict[str, Any]] = {}
     errors: dict[int, Exception] = {}
-    for source, run_dir in enumerate(run_dirs, first):
+    for source, run_dir in runs.items():
         row = summaries[source] = {}
         try:
             row |= _summarize(run_dir)
@@ -5089,18 +5102,11 @@ class CollectionReader:
             raise NotFoundError(f"there is no directory {self.directory}")
         if _is_run(self.directory):
             raise NotFoundError(f"{self.directory} is a run; give its parent directory")
-        listed = _list_runs(self.directory)
+        listed = _list_runs(self.directory, warn=log_warnings)
         self.exp_ids = [e for e in listed if exp_filter is None or exp_filter(e)]
         self._skip_errs = skip_errs
         self._log_warnings = log_warnings
         self._known_headers: dict[str, dict[bytes, list[str]]] | None = None
-        if log_warnings:
-            with os.scandir(self.directory) as entries:
-                dirs = [e for e in entries if e.is_dir()]
-                shut = [e.name for e in dirs if not os.access(e.path, os.R_OK)]
-            if shut:
-                where = _printable(self.directory), _shorten(shut)
-                _log.warning("no permission to read in %s: %s", *where)
 
     @property
     def _headers(self) -> dict[str, dict[bytes, list[str]]]:
@@ -5220,11 +5226,11 @@ class CollectionReader:
         for rows in groups:
             frame, errors = self._decode_frame(rows, exp_ids, keep_serialized, columns)
             self._handle_errors(exp_ids, errors, skip_errors)
-            sources = np.repeat(rows.sources, rows.counts)
             if append_exp_id:
-                ids = np.array(exp_ids, dtype=object)[sources]
-                frame["exp_id"] = pd.Series(ids, frame.index, dtype=_text_dtype())
-            is_kept = ~np.isin(sources, list(errors))
+                ids = pd.Series([exp_ids[i] for i in rows.sources], dtype=_text_dtype())
+                frame["exp_id"] = ids.repeat(rows.counts).array
+            sources = np.repeat(rows.sources, rows.counts)
+            is_kept = ~np.isin(sources, list(errors)) if errors else slice(None)
             frames.append(frame[is_kept] if errors else frame)
             positions.append(sources[is_kept])
         joined: pd.DataFrame = frames[0]
@@ -5309,8 +5315,7 @@ class CollectionReader:
     ) -> tuple[pd.DataFrame, dict[int, Exception]]:
         """Return the frame of rows with equal headers, objects unpickled."""
         frame, errors = _decode_each(rows, columns)
-        firsts = np.cumsum([0, *rows.counts[:-1]])
-        frame.index = pd.Index(np.arange(len(frame)) - np.repeat(firsts, rows.counts))
+        frame.index = pd.Index(_indexes(rows.counts))
         for name, kind in _decode_header(rows.header).columns.items():
             load = _KINDS[kind].load
             if load is None or name in keep_serialized or name not in frame:
@@ -5331,20 +5336,21 @@ class CollectionReader:
         self, read: Callable[..., Any], exp_ids: list[str], *args: Any
     ) -> Iterator[Any]:
         """Yield what ``read`` returns for batches of runs, in order."""
-        run_dirs = [os.path.join(self.directory, exp_id) for exp_id in exp_ids]
-        size = _BATCH_SIZE
+        parent = os.path.join(self.directory, "")
+        runs = [(source, parent + exp_id) for source, exp_id in enumerate(exp_ids)]
+        count = -(-len(runs) // _BATCH_SIZE)
         if self._executor:  # some batches per worker, as one may be the slower
             workers = getattr(self._executor, "_max_workers", 16)
-            size = min(size, -(-len(run_dirs) // (4 * workers)) or 1)
-        starts = range(0, len(run_dirs), size)
-        batches = [run_dirs[i : i + size] for i in starts]
+            count = max(count, min(len(runs), 4 * workers))
+        ends = [len(runs) * i // count for i in range(count + 1)] if count else []
+        batches = [dict(runs[a:b]) for a, b in itertools.pairwise(ends)]
         apply = self._executor.map if self._executor else map
-        results = apply(read, starts, batches, *([arg] * len(batches) for arg in args))
+        results = apply(read, batches, *([arg] * len(batches) for arg in args))
         if sys.stderr.isatty() and importlib.util.find_spec("tqdm"):
             from tqdm import tqdm
 
+            size, total = len(runs) // count if count else 1, len(batches)
             options: dict[str, Any] = {"unit": " runs", "unit_scale": size}
-            total = len(batches)
             results = tqdm(results, total=total, delay=1, leave=False, **options)
         try:
             yield from results

@@ -58,7 +58,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tables
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tensorboard.compat.proto import event_pb2, summary_pb2
 
@@ -1416,16 +1416,16 @@ class Mutants:
             [nrows] = rows.counts
             assert rows.header == self.header
             assert (rows.records, rows.texts) == self.rows(0, nrows)
-        [*batch], errors = cox._read_rows_batch(0, [str(self.run)], "t")
+        [*batch], errors = cox._read_rows_batch({0: str(self.run)}, "t")
         assert [rows.counts for rows in batch] == ([] if nrows is None else [[nrows]])
         assert all(isinstance(error, CoxError) for error in errors.values())
         for rows in batch:
             assert (rows.records, rows.texts) == self.rows(0, nrows)
         with contextlib.suppress(CoxError):  # it does not look at the middle
-            count, rows = cox._read_ends(str(self.run), "t", 2, 3)
-            head, tail = min(2, count), max(min(2, count), count - 3)
-            expected = zip(self.rows(0, head), self.rows(tail, count), strict=True)
-            assert [rows.records, rows.texts] == [a + b for a, b in expected]
+            count, rows = cox._read_ends(str(self.run), "t", first=2)
+            assert (rows.records, rows.texts) == self.rows(0, min(2, count))
+            count, rows = cox._read_ends(str(self.run), "t", last=3)
+            assert (rows.records, rows.texts) == self.rows(max(0, count - 3), count)
         return nrows
 
     def append(self, with_store):
@@ -1532,6 +1532,51 @@ def test_100_000_mutants(tmp_path, quiet, damage, capsys):
     seen = mutate_all(tmp_path, 100_000, seed=1)
     with capsys.disabled():
         print(seen)
+
+
+CODEWORD = 0xEDB88320 << 1 | 1  # a change that no crc32 over all of it sees
+
+
+@given(
+    counts=st.lists(st.integers(0, 9), min_size=1, max_size=4),
+    changes=st.lists(
+        st.tuples(
+            st.integers(0, 36 * 32 - 1),
+            st.integers(1, 2**80) | st.integers(0, 9).map(lambda n: CODEWORD << n),
+        ),
+        max_size=3,
+    ),
+)
+@example(counts=[2, 1], changes=[(32 + 24, CODEWORD)])  # within a check
+@example(counts=[9], changes=[(5 * 32 + 24, 1 << 32)])  # in its upper half
+@example(counts=[9], changes=[(8, 1), (32 + 8, 1)])  # the same in two records
+def test_records_proven_together_are_those_that_prove_themselves(
+    monkeypatch, counts, changes
+):
+    monkeypatch.setattr(cox, "_CRC_BATCH", 4)
+    header = cox._encode_header({"i": int, "x": float})
+    tables = [
+        cox._encode_rows(header, [np.arange(count), np.arange(count) / 7])
+        for count in counts
+    ]
+    [rows] = cox._merge_rows(tables)
+    assert cox._count_good(rows) == sum(counts)
+    number = int.from_bytes(rows.records, "little")
+    for at, change in changes:
+        number ^= change << 8 * (at % (len(rows.records) + 1))
+    size = len(rows.records)
+    changed = (number % (1 << 8 * size)).to_bytes(size, "little")
+    good = [
+        record[:8] == (i + 1).to_bytes(8, "little")
+        and record[24:] == zlib.crc32(record[:24]).to_bytes(8, "little")
+        for i, record in zip(
+            itertools.chain(*map(range, counts)),
+            (changed[at : at + 32] for at in range(0, size, 32)),
+            strict=True,
+        )
+    ]
+    count = cox._count_good(rows._replace(records=changed))
+    assert count == [*good, False].index(False)
 
 
 def test_nothing_is_cut_before_all_rows_were_looked_at(texts_run, damage):
