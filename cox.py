@@ -803,12 +803,16 @@ class _Kind(NamedTuple):
     code: str = ""  # struct format of the number; "" for text
     load: Callable[[str, str], Any] | None = None  # text and objects_dir to the object
     is_file: bool = False  # the bytes go to a file in objects_dir, its name is the text
+    show: Callable[[Any], Any] = lambda value: value  # number or text to a plain value
 
 
 def _numpy_kind(code: str) -> _Kind:
     dtype = np.dtype(code)
-    if dtype.kind == "f":
-        return _Kind(dtype.type, functools.partial(_to_float, code=f"<{code}"), code)
+    if dtype.kind == "f":  # a float32 is 0.1, not 0.10000000149
+        convert = functools.partial(_to_float, code=f"<{code}")
+        return _Kind(
+            dtype.type, convert, code, show=lambda x: float(str(dtype.type(x)))
+        )
     limits = np.iinfo(dtype)
     low, high = int(limits.min), int(limits.max)
     return _Kind(dtype.type, functools.partial(_to_int, low=low, high=high), code)
@@ -819,7 +823,12 @@ _KINDS: Final[Mapping[str, _Kind]] = {
     "int": _Kind(int, _to_int, "q"),
     "bool": _Kind(bool, _to_bool, "?"),
     "str": _Kind(str, _to_text),
-    OBJECT: _Kind(OBJECT, _to_object, load=lambda text, _: string_to_obj(text)),
+    OBJECT: _Kind(
+        OBJECT,
+        _to_object,
+        load=lambda text, _: string_to_obj(text),
+        show=lambda text: _plain_object(text),
+    ),
     PICKLE: _Kind(PICKLE, pickle.dumps, load=_load_pickle, is_file=True),
     PYTORCH_STATE: _Kind(
         PYTORCH_STATE,
@@ -1011,23 +1020,19 @@ def _crc_records(records: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
 
 
 def _crc_texts(
-    crcs: npt.NDArray[np.uint32], text: bytes, ends: npt.NDArray[np.int64]
+    crcs: npt.NDArray[np.uint32], text: bytes, bounds: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.uint32]:
-    """Go on with each record's CRC over its text; the texts lie one after another."""
-    lengths = np.diff(ends, prepend=0)
+    """Go on with each record's CRC over its text, between its bound and the next."""
+    lengths = np.diff(bounds)
     # of few or long texts zlib's own loop is the faster one
     if len(crcs) < 16 or len(text) > 40 * len(crcs):
         view = memoryview(text)
-        spans = zip((ends - lengths).tolist(), ends.tolist(), crcs.tolist())
-        done = (zlib.crc32(view[a:b], crc) for a, b, crc in spans)
+        spans = zip(itertools.pairwise(bounds.tolist()), crcs.tolist())
+        done = (zlib.crc32(view[a:b], crc) for (a, b), crc in spans)
         return np.fromiter(done, np.uint32, len(crcs))
     table = _make_crc_table(1, _CRC32)[0]
     order = np.argsort(-lengths, kind="stable")  # those that go on longest come first
-    data, at, states = (
-        np.frombuffer(text, np.uint8),
-        (ends - lengths)[order],
-        ~crcs[order],
-    )
+    data, at, states = np.frombuffer(text, np.uint8), bounds[order], ~crcs[order]
     remaining = np.searchsorted(-lengths[order], -np.arange(lengths.max(initial=0)))
     for count in remaining.tolist():
         part = states[:count]
@@ -1038,24 +1043,26 @@ def _crc_texts(
     return done_crcs
 
 
-def _text_ends(
+def _text_bounds(
     schema: _Schema, records: npt.NDArray[Any], size: int
 ) -> npt.NDArray[np.int64]:
-    """Return where each record's text ends, all of it being ``size`` bytes at most.
+    """Return where the records' texts begin and end, all ``size`` bytes at most.
 
-    From the first record on whose lengths cannot be, the ends are -1.
+    That of a record is between its bound and the next. From the first record on whose
+    lengths cannot be, the ends are -1.
     """
-    ends = np.zeros(len(records), np.int64)
+    bounds = np.zeros(len(records) + 1, np.int64)
+    ends = bounds[1:]
     is_right = np.ones(len(records), np.bool_)
     for i in schema.text_fields:
         lengths = records[str(i)]
         is_right &= (lengths >= 0) & (lengths <= size)  # so no sum can wrap
         ends += np.where(is_right, lengths, 0)
-    ends = np.minimum(ends, size + 1).cumsum()
+    np.minimum(ends, size + 1).cumsum(out=ends)
     is_right &= ends <= size
     if not is_right.all():
         ends[int(is_right.argmin()) :] = -1
-    return ends
+    return bounds
 
 
 @functools.lru_cache(maxsize=1024)
@@ -1107,13 +1114,13 @@ def _count_good(rows: _Rows, first: int = 0, start: int = 0) -> int:
     indexes = _indexes(rows.counts)
     good = records["number"] - indexes == first + 1
     if schema.text_fields:
-        ends = _text_ends(schema, records, len(rows.texts))
-        starts = np.concatenate(([0], ends))[:-1]
-        bases = starts[np.arange(len(starts)) - indexes]
-        good &= (ends >= 0) & (records["start"] - start == starts - bases)
-        count = int((ends < 0).argmax()) if (ends < 0).any() else len(ends)
-        crcs = _crc_texts(_crc_records(records[:count]), rows.texts, ends[:count])
-        good[:count] &= records["check"][:count] == crcs
+        bounds = _text_bounds(schema, records, len(rows.texts))
+        records = records[: int((bounds[1:] >= 0).sum())]
+        bounds = bounds[: len(records) + 1]
+        bases = bounds[(np.arange(len(good)) - indexes)[: len(records)]]
+        crcs = _crc_texts(_crc_records(records), rows.texts, bounds)
+        good = good[: len(records)] & (records["check"] == crcs)
+        good &= records["start"] - start == bounds[:-1] - bases
     else:
         good &= _check_numbers(records)
     return len(good) if good.all() else int(good.argmin())
@@ -1159,10 +1166,9 @@ def _encode_rows(
     if schema.text_fields:
         by_row = zip(*[columns[i] for i in schema.text_fields])
         text = b"".join(itertools.chain.from_iterable(by_row))
-        ends = _text_ends(schema, records, len(text))
-        records["start"][1:] = ends[:-1]
-        records["start"] += start
-        records["check"] = _crc_texts(_crc_records(records), text, ends)
+        bounds = _text_bounds(schema, records, len(text))
+        records["start"] = start + bounds[:-1]
+        records["check"] = _crc_texts(_crc_records(records), text, bounds)
     else:
         records["check"] = _crc_records(records)
     return _Rows(header, [0], [len(records)], records.tobytes(), text)
@@ -1175,8 +1181,8 @@ def _slice_rows(rows: _Rows, first: int, end: int) -> _Rows:
     records, texts = rows.records[first * size : end * size], rows.texts
     if schema.text_fields:
         array = np.frombuffer(rows.records, schema.dtype)[:end]
-        ends = np.concatenate(([0], _text_ends(schema, array, len(texts))))
-        texts = texts[ends[min(first, len(array))] : ends[-1]]
+        bounds = _text_bounds(schema, array, len(texts))
+        texts = texts[bounds[min(first, len(array))] : bounds[-1]]
     return _Rows(rows.header, [0], [len(records) // size], records, texts)
 
 
@@ -1193,8 +1199,7 @@ def _decode_text(rows: _Rows, column: int, dtype: Any) -> Any:
     """
     schema = _decode_header(rows.header)
     records = np.frombuffer(rows.records, schema.dtype)
-    starts = np.concatenate(([0], _text_ends(schema, records, len(rows.texts))[:-1]))
-    starts = starts[: len(records)]
+    starts = _text_bounds(schema, records, len(rows.texts))[:-1]
     for i in schema.text_fields[: schema.text_fields.index(column)]:
         starts = starts + records[str(i)]
     lengths = records[str(column)]
@@ -1377,8 +1382,8 @@ class _TableFile:
         data, text = data[: count * self.schema.dtype.itemsize], b""
         if self._text_fd >= 0 and count and 0 <= start <= self._text_size:
             records = np.frombuffer(data, self.schema.dtype)
-            ends = _text_ends(self.schema, records, self._text_size - start)
-            size = max(0, int(ends.max()))
+            room = self._text_size - start
+            size = int(_text_bounds(self.schema, records, room).max())
             if size > _HOLE_MIN and hasattr(os, "SEEK_HOLE"):  # cox leaves no hole
                 hole = os.lseek(self._text_fd, start, os.SEEK_HOLE)
                 size = min(size, hole - start)
@@ -1809,8 +1814,7 @@ def _hdf5_columns(rows: _Rows) -> dict[str, Any]:
     schema = _decode_header(rows.header)
     records = np.frombuffer(rows.records, schema.dtype)
     columns: dict[str, Any] = {}
-    ends = _text_ends(schema, records, len(rows.texts))
-    end: Any = np.concatenate(([0], ends))[: len(records)]  # of the row before
+    end: Any = _text_bounds(schema, records, len(rows.texts))[:-1]  # of the row before
     for i, (name, kind) in enumerate(schema.columns.items()):
         values: Any = records[str(i)]
         if i in schema.text_fields:
@@ -2072,10 +2076,10 @@ class _Child:
             records, text = (stdout.read(size) for size in sizes)
             schema = _decode_header(header.encode())
             array = np.frombuffer(records, schema.dtype)
-            ends = _text_ends(schema, array, len(text))
+            text_size = _text_bounds(schema, array, len(text))[-1]
             rows = _Rows(schema.header, [0], [len(array)], records, text)
             is_good = _count_good(rows) == len(array)
-            if not is_good or [len(records), ends[-1:].sum()] != sizes:
+            if not is_good or [len(records), text_size] != sizes:
                 raise ValueError("no rows")
             found[name] = rows
         return str(reason), found
@@ -4964,22 +4968,17 @@ def _plain_rows(rows: _Rows) -> list[dict[str, Any]]:
     Left out are values in files of their own, those of other than builtin types, and
     what is damaged.
     """
-    columns = _decode_header(rows.header).columns.items()
-    records = np.frombuffer(rows.records, _decode_header(rows.header).dtype)
+    schema = _decode_header(rows.header)
     plain, end = [], 0
-    for record in records.tolist():
+    for record in np.frombuffer(rows.records, schema.dtype).tolist():
         row: dict[str, Any] = {}
-        value: Any
-        for (name, kind), value in zip(columns, record[1:]):
-            is_text, start = not _KINDS[kind].code, end
-            end += value if is_text else 0
+        for name, kind, value in zip(schema.columns, schema.kinds, record[1:]):
             with contextlib.suppress(Exception):  # which a pickle may raise at will
-                if is_text:
+                if not kind.code:
+                    start, end = end, end + value
                     value = rows.texts[start:end].decode("utf-8", "surrogatepass")
-                elif kind.startswith("float"):  # a float32 is 0.1, not 0.10000000149
-                    value = float(str(_KINDS[kind].type(value)))
-                if not _KINDS[kind].is_file:
-                    row[name] = _plain_object(value) if kind == OBJECT else value
+                if not kind.is_file:
+                    row[name] = kind.show(value)
         plain.append(row)
     return plain
 
@@ -5316,8 +5315,8 @@ class CollectionReader:
         """Return the frame of rows with equal headers, objects unpickled."""
         frame, errors = _decode_each(rows, columns)
         frame.index = pd.Index(_indexes(rows.counts))
-        for name, kind in _decode_header(rows.header).columns.items():
-            load = _KINDS[kind].load
+        schema = _decode_header(rows.header)
+        for name, load in zip(schema.columns, (kind.load for kind in schema.kinds)):
             if load is None or name in keep_serialized or name not in frame:
                 continue
             dirs = [os.path.join(self.directory, e, _OBJECTS_DIR) for e in exp_ids]
@@ -5328,7 +5327,7 @@ class CollectionReader:
                     if source not in errors:
                         decoded[i] = load(text, dirs[source])
                 except Exception as err:
-                    errors[source] = _decoding_error(exp_ids[source], name, kind, err)
+                    errors[source] = _decoding_error(exp_ids[source], name, err)
             frame[name] = pd.Series(decoded, frame.index, dtype=object)
         return frame, errors
 
@@ -5412,30 +5411,24 @@ def _decode_each(
     rows: _Rows, columns: Collection[str] | None
 ) -> tuple[pd.DataFrame, dict[int, Exception]]:
     """Return the frame of several tables' rows, and which of them have bad text."""
-    nrows = sum(rows.counts)
+    nrows, errors = sum(rows.counts), dict[int, Exception]()
     try:
-        return _frame(rows.header, [rows], nrows, columns), {}
+        return _frame(rows.header, [rows], nrows, columns), errors
     except CorruptError:
-        firsts = itertools.accumulate(rows.counts, initial=0)
-        ends = [(first, first + n) for first, n in zip(firsts, rows.counts)]
-        parts = [_slice_rows(rows, first, end) for first, end in ends]
-        errors: dict[int, Exception] = {}
-        for i, (part, source) in enumerate(zip(parts, rows.sources)):
-            try:
-                _frame(rows.header, [part], nrows, columns)
-            except CorruptError as err:
-                errors[source] = err
-                parts[i] = _blank_text(part)
-        return _frame(rows.header, parts, nrows, columns), errors
+        ends = itertools.accumulate(rows.counts)
+        parts = [_slice_rows(rows, end - n, end) for end, n in zip(ends, rows.counts)]
+    for i, (source, part) in enumerate(zip(rows.sources, parts)):
+        try:
+            _frame(rows.header, [part], nrows, columns)
+        except CorruptError as err:
+            errors[source] = err
+            # spaces instead: its rows are left out later, in their place
+            parts[i] = part._replace(texts=b" " * len(part.texts))
+    return _frame(rows.header, parts, nrows, columns), errors
 
 
-def _blank_text(rows: _Rows) -> _Rows:
-    """Put as many spaces where the text is: rows that are left out, in their place."""
-    return rows._replace(texts=b" " * len(rows.texts))
-
-
-def _decoding_error(exp_id: str, name: str, kind: str, err: Exception) -> CoxError:
-    needs_torch = kind == PYTORCH_STATE and isinstance(err, ImportError)
+def _decoding_error(exp_id: str, name: str, err: Exception) -> CoxError:
+    needs_torch = isinstance(err, ImportError) and err.name == "torch"
     return CoxError(
         f"column {name!r} of run {_printable(exp_id)} cannot be decoded; "
         f"{'install torch' if needs_torch else 'import what its objects need'}, or "
