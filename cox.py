@@ -1182,7 +1182,7 @@ def _slice_rows(rows: _Rows, first: int, end: int) -> _Rows:
     if schema.text_fields:
         array = np.frombuffer(rows.records, schema.dtype)[:end]
         bounds = _text_bounds(schema, array, len(texts))
-        texts = texts[bounds[min(first, len(array))] : bounds[-1]]
+        texts = texts[bounds[first] : bounds[-1]]
     return _Rows(rows.header, [0], [len(records) // size], records, texts)
 
 
@@ -1282,20 +1282,19 @@ def _frame(
             decoded.append(_decode_text(rows, i, text_dtype))
         nrows += len(records)
     none = [pd.Series([], dtype=text_dtype)]
-    made: dict[str, Any] = {}
-    for i, name in names.items():
-        if i in numbers:
-            made[name] = numbers.pop(i)[:nrows]
-        else:
-            made[name] = pd.concat(texts.pop(i) or none, ignore_index=True)
-    # names as objects: Arrow, which pandas may take for them, has no lone surrogates
+    made = [
+        numbers.pop(i)[:nrows]
+        if i in numbers
+        else pd.concat(texts.pop(i) or none, ignore_index=True)
+        for i in names
+    ]
     frame: pd.DataFrame = pd.DataFrame(
-        dict(enumerate(made.values())), index=pd.RangeIndex(nrows), copy=False
+        dict(enumerate(made)), index=pd.RangeIndex(nrows), copy=False
     )
-    names_index = pd.Index([*made], dtype=object)
+    frame.columns = pd.Index([*names.values()], dtype=object)
+    # Arrow, which pandas may take for names, has no lone surrogates
     with contextlib.suppress(UnicodeEncodeError):
-        names_index = pd.Index([*made])
-    frame.columns = names_index
+        frame.columns = pd.Index([*names.values()])
     return frame
 
 
@@ -4888,6 +4887,7 @@ class Store:
 # state along: so they run as well in a thread, in a process, or on another host.
 
 _BATCH_SIZE: Final = 250  # runs
+_BATCH_MIN: Final = 12  # runs; fewer cost more than spreading them gains
 _SUMMARY: Final = (  # what CollectionReader.runs() says of each run
     *("status", "started", "seconds", "attempts", "host", "job", "commit", "error"),
 )
@@ -5105,24 +5105,26 @@ class CollectionReader:
         self.exp_ids = [e for e in listed if exp_filter is None or exp_filter(e)]
         self._skip_errs = skip_errs
         self._log_warnings = log_warnings
-        self._known_headers: dict[str, dict[bytes, list[str]]] | None = None
 
-    @property
+    @functools.cached_property
     def _headers(self) -> dict[str, dict[bytes, list[str]]]:
         """Ids of the runs by table and header, read when first asked for."""
-        if self._known_headers is None:
-            known: dict[str, dict[bytes, list[str]]] = {}
-            for found, errors in self._read_batches(_read_headers_batch, self.exp_ids):
-                for source, headers in found.items():
-                    for table, header in headers.items():
-                        by_header = known.setdefault(table, {})
-                        by_header.setdefault(header, []).append(self.exp_ids[source])
-                self._handle_errors(self.exp_ids, errors, self._skip_errs)
-            self._known_headers = known
-            for table, by_header in known.items():
-                if self._log_warnings and len(by_header) > 1:
-                    self._warn_of_schemas(table, by_header)
-        return self._known_headers
+        known: dict[str, dict[bytes, list[str]]] = {}
+        for found, errors in self._read_batches(_read_headers_batch, self.exp_ids):
+            for source, headers in found.items():
+                for table, header in headers.items():
+                    by_header = known.setdefault(table, {})
+                    by_header.setdefault(header, []).append(self.exp_ids[source])
+            self._handle_errors(self.exp_ids, errors, self._skip_errs)
+        for table, by_header in known.items():
+            if self._log_warnings and len(by_header) > 1:
+                kinds = "; ".join(
+                    f"{_decode_header(header).columns} in {_shorten(exp_ids, 3)}"
+                    for header, exp_ids in by_header.items()
+                )
+                where = _printable(repr(table)), _printable(kinds, 1000)
+                _log.warning("table %s has different schemas: %s", *where)
+        return known
 
     def __repr__(self) -> str:
         shown = (
@@ -5337,18 +5339,19 @@ class CollectionReader:
         """Yield what ``read`` returns for batches of runs, in order."""
         parent = os.path.join(self.directory, "")
         runs = [(source, parent + exp_id) for source, exp_id in enumerate(exp_ids)]
-        count = -(-len(runs) // _BATCH_SIZE)
-        if self._executor:  # some batches per worker, as one may be the slower
+        count = -(-len(runs) // _BATCH_SIZE) or 1
+        if self._executor:  # a few batches per worker, as one may be the slower
             workers = getattr(self._executor, "_max_workers", 16)
-            count = max(count, min(len(runs), 4 * workers))
-        ends = [len(runs) * i // count for i in range(count + 1)] if count else []
+            turns = max(1, min(4, len(runs) // (_BATCH_MIN * workers)))
+            count = max(count, min(len(runs), turns * workers))
+        ends = [len(runs) * i // count for i in range(count + 1)]
         batches = [dict(runs[a:b]) for a, b in itertools.pairwise(ends)]
         apply = self._executor.map if self._executor else map
         results = apply(read, batches, *([arg] * len(batches) for arg in args))
         if sys.stderr.isatty() and importlib.util.find_spec("tqdm"):
             from tqdm import tqdm
 
-            size, total = len(runs) // count if count else 1, len(batches)
+            total, size = len(batches), len(runs) // count
             options: dict[str, Any] = {"unit": " runs", "unit_scale": size}
             results = tqdm(results, total=total, delay=1, leave=False, **options)
         try:
@@ -5370,16 +5373,6 @@ class CollectionReader:
             if not skip:
                 raise err
             _log.warning("skipped run %s: %s", _printable(exp_ids[source]), err)
-
-    def _warn_of_schemas(
-        self, table: str, by_header: Mapping[bytes, list[str]]
-    ) -> None:
-        kinds = "; ".join(
-            f"{_decode_header(header).columns} in {_shorten(runs, 3)}"
-            for header, runs in by_header.items()
-        )
-        where = _printable(repr(table)), _printable(kinds, 1000)
-        _log.warning("table %s has different schemas: %s", *where)
 
     def _check_columns(
         self,

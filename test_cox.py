@@ -5881,6 +5881,25 @@ def test_a_collection_joins_the_runs(runs):
     reader.close()
 
 
+def test_what_is_no_run_is_passed_over_and_what_is_shut_is_named(
+    runs, caplog, monkeypatch
+):
+    (runs / "empty").mkdir()
+    (runs / "shut").mkdir()
+    (runs / "file").write_bytes(b"")
+    (runs / "loop").symlink_to("loop")
+    access = os.access  # root may enter everything
+    monkeypatch.setattr(
+        os, "access", lambda p, mode: "shut" not in p and access(p, mode)
+    )
+    assert CollectionReader(runs).exp_ids == ["a", "b", "c"]
+    [record] = caplog.records
+    assert record.getMessage() == f"no permission to read in {runs}: shut"
+    caplog.clear()
+    assert CollectionReader(runs, log_warnings=False).exp_ids == ["a", "b", "c"]
+    assert not caplog.records
+
+
 def test_runs_are_chosen_by_exp_filter(runs):
     reader = CollectionReader(runs, exp_filter=lambda exp_id: exp_id != "a")
     assert set(reader.df("t")["exp_id"]) == {"b", "c"}
