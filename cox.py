@@ -2436,20 +2436,14 @@ def _no_table(run_dir: str, name: str, names: Iterable[str]) -> NotFoundError:
     )
 
 
-def _read_original(run_dir: str, name: str) -> _Rows:
-    """Read a table of a run that has no row files.
-
-    Raises:
-        NotFoundError: There is no such run, or it has no such table.
-    """
+def _read_original(run_dir: str) -> dict[str, _Rows]:
+    """Read the tables of a run of the original cox, by name; {} for any other."""
     found: dict[str, _Rows] | Exception = {}
     if _list_tables(run_dir) is None and _is_run(run_dir):
         [found] = _read_originals([run_dir])
     if isinstance(found, Exception):
         raise found
-    if name not in found:
-        raise _no_table(run_dir, name, sorted(found or _list_tables(run_dir) or ()))
-    return found[name]
+    return found
 
 
 def _open_table(run_dir: str, name: str) -> _TableFile | None:
@@ -2466,28 +2460,29 @@ def _read_rows(run_dir: str, name: str) -> _Rows:
     """Read a table of a run as it is now, whoever wrote it.
 
     Raises:
-        NotFoundError: The run has no such table.
+        NotFoundError: There is no such run, or it has no such table.
         CorruptError: A file of the table is damaged.
     """
-    table = _open_table(run_dir, name)
-    if table is None:
-        return _read_original(run_dir, name)
-    with table:
-        [rows] = _merge_rows([_no_rows(table.schema), *table.blocks()])
-    return rows._replace(sources=[0], counts=[sum(rows.counts)])
+    if table := _open_table(run_dir, name):
+        with table:
+            [rows] = _merge_rows([_no_rows(table.schema), *table.blocks()])
+        return rows._replace(sources=[0], counts=[sum(rows.counts)])
+    found = _read_original(run_dir)
+    if name not in found:
+        raise _no_table(run_dir, name, sorted(found or _list_tables(run_dir) or ()))
+    return found[name]
 
 
 def _read_frame(
     run_dir: str, name: str, columns: Collection[str] | None = None
 ) -> pd.DataFrame:
     """Read a table into a frame, with not much more memory than that takes."""
-    table = _open_table(run_dir, name)
-    if table is None:
-        rows = _read_original(run_dir, name)
-        return _frame(rows.header, [rows], rows.counts[0], columns)
-    with table:
-        capacity = min(table.count, _CAPACITY_MAX)  # a hole may make it a billion
-        return _frame(table.schema.header, table.blocks(), capacity, columns)
+    if table := _open_table(run_dir, name):
+        with table:
+            capacity = min(table.count, _CAPACITY_MAX)  # a hole may make it a billion
+            return _frame(table.schema.header, table.blocks(), capacity, columns)
+    rows = _read_rows(run_dir, name)
+    return _frame(rows.header, [rows], rows.counts[0], columns)
 
 
 def _read_ends(
@@ -2526,10 +2521,7 @@ def _read_headers(run_dir: str) -> dict[str, bytes]:
     """Read the header lines of all tables of a run, by table name."""
     names = _list_tables(run_dir)
     if names is None:
-        [found] = _read_originals([run_dir]) if _is_run(run_dir) else [{}]
-        if isinstance(found, Exception):
-            raise found
-        return {name: rows.header for name, rows in found.items()}
+        return {name: rows.header for name, rows in _read_original(run_dir).items()}
     headers = {}
     for name in names:
         with contextlib.suppress(FileNotFoundError):  # mode 'w' has just erased it
@@ -5231,9 +5223,11 @@ class CollectionReader:
                 ids = pd.Series([exp_ids[i] for i in rows.sources], dtype=_text_dtype())
                 frame["exp_id"] = ids.repeat(rows.counts).array
             sources = np.repeat(rows.sources, rows.counts)
-            is_kept = ~np.isin(sources, list(errors)) if errors else slice(None)
-            frames.append(frame[is_kept] if errors else frame)
-            positions.append(sources[is_kept])
+            if errors:
+                is_kept = ~np.isin(sources, list(errors))
+                frame, sources = frame[is_kept], sources[is_kept]
+            frames.append(frame)
+            positions.append(sources)
         joined: pd.DataFrame = frames[0]
         if len(frames) > 1:
             order = np.argsort(np.concatenate(positions), kind="stable")
