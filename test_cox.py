@@ -1658,6 +1658,27 @@ def test_a_reader_never_mixes_two_generations_of_a_table(run, monkeypatch, schem
         assert_logged(frame, 3)
 
 
+def test_a_collection_never_mixes_two_generations_of_a_table(run, monkeypatch):
+    began = []
+
+    def start_afresh(path, *args, read=cox._read_quickly):
+        """Read; but then, after the first file of the table, the run starts afresh."""
+        data = read(path, *args)
+        if not began:
+            began.append(path)
+            with Store(run.parent, "run", mode="w") as store:
+                for i in range(3):
+                    row = {"i": 9 * i, "note": f"new {i}"}
+                    store.add_table("t", SCHEMA).append_row(row)
+        return data
+
+    monkeypatch.setattr(cox, "_read_quickly", start_afresh)
+    frame = CollectionReader(run.parent).df("t", append_exp_id=False)
+    rows = {"i": [0, 9, 18], "note": ["new 0", "new 1", "new 2"]}
+    assert began
+    assert frame.to_dict("list") == rows
+
+
 def test_a_reader_is_not_disturbed_by_tables_that_come_and_go(run, monkeypatch):
     def replace(path, *args, open_file=cox._open_file):
         """Open; but first, the run starts afresh."""
