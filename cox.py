@@ -4929,6 +4929,8 @@ def _read_unproven(tables_dir: str, stem: str, source: int) -> _Rows | None:
             if not 0 <= size <= _BLOCK_SIZE:
                 return None
             text = _read_quickly(path + _TEXT_SUFFIX, size)
+            if len(text) < size:
+                return None
     except (OSError, CorruptError):
         return None
     return _Rows(schema.header, [source], [count], records, text)
