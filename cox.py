@@ -4903,7 +4903,8 @@ def _read_quickly(path: str, size: int) -> bytes:
     """Read the first bytes of a file; an error where reading it could block."""
     fd = os.open(path, os.O_RDONLY | _O_SAFE)
     try:
-        return os.pread(fd, size, 0)  # a fifo, a socket or a terminal has no places
+        os.lseek(fd, 0, os.SEEK_SET)  # a fifo, a socket or a terminal has no places
+        return os.read(fd, size)
     finally:
         os.close(fd)
 
