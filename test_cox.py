@@ -30,6 +30,7 @@ import pickle
 import random
 import re
 import resource
+import runpy
 import shlex
 import shutil
 import signal
@@ -209,6 +210,14 @@ def quick_disk():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def interruptible():
+    """Let programs that tests start see SIGINT, which a shell's `&` has them ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(autouse=True)
 def consistent_runs(request, tmp_path, caplog):
     """Ask the oracle about each run that a test leaves behind, warned of by nothing."""
@@ -267,6 +276,11 @@ def some_of(every):
     """Give `every`: to try one case of so many, or under `slow` each of them."""
     slow = pytest.param(1, marks=pytest.mark.slow, id="all")
     return pytest.mark.parametrize("every", [pytest.param(every, id="some"), slow])
+
+
+def together(name):
+    """Of tests that run in several processes, those of one name run in the same."""
+    return pytest.mark.xdist_group(name)
 
 
 def log(store, count, acknowledge=None):
@@ -437,13 +451,62 @@ def at_write(around):
 
 
 MP = multiprocessing.get_context("forkserver")  # forks from a process of one thread
-MP.set_forkserver_preload([__name__])
+MP.set_forkserver_preload([__name__, "tensorboard.default", "tensorboard.program"])
 
 
 def _in_child(stderr_path, target, args):
     os.dup2(os.open(stderr_path, os.O_WRONLY | os.O_CREAT), 2)
     warnings.simplefilter("error")
+    os.fsync = lambda descriptor: None  # see quick_disk
     target(*args)
+
+
+def _as_program(args, stdout, stderr, cwd, env):
+    for descriptor, path in (1, stdout), (2, stderr):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    os.environ.update(env)
+    os.chdir(cwd)
+    tempfile.tempdir = None
+    warnings.simplefilter("error")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "cox"]:
+        del sys.modules[name]  # it is imported afresh, all else is there
+    option, program, *sys.argv[1:] = args
+    sys.path[:0] = [str(cwd), *env.get("PYTHONPATH", "").split(os.pathsep)]
+    if option == "-m":
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
+    else:
+        sys.argv[0] = "-c"
+        exec(program, {"__name__": "__main__"})
+
+
+class Forked:
+    """As `Popen([sys.executable, *args])`, without the second that imports take.
+
+    What counts at an exit, functions of `atexit` among it, needs a real one.
+    """
+
+    def __init__(self, args, stdout, stderr, cwd=HERE, **env):
+        args = [*map(str, args)], stdout, stderr, cwd, env
+        self._process = MP.Process(target=_as_program, args=args)
+        self._process.start()
+
+    def poll(self):
+        return self._process.exitcode
+
+    def wait(self, timeout=None):
+        self._process.join(timeout)
+        if self.poll() is None:
+            raise subprocess.TimeoutExpired("", timeout)
+        return self.poll()
+
+    def send_signal(self, signum):
+        os.kill(self._process.pid, signum)
+
+    def terminate(self):
+        self._process.terminate()
+
+    def kill(self):
+        self._process.kill()
 
 
 def _at_first(step, action):
@@ -506,6 +569,25 @@ def python(*args, status=0, **options):
     assert done.stderr == ""
     assert done.returncode == status
     return done.stdout
+
+
+@pytest.fixture
+def forked(tmp_path_factory, _forkserver):
+    """As `python`, but forked."""
+
+    def run(*args, status=0, err="", cwd=HERE, **env):
+        directory = tmp_path_factory.mktemp("forked")
+        stdout, stderr = directory / "stdout", directory / "stderr"
+        program = Forked(args, stdout, stderr, cwd, **env)
+        try:
+            ended = program.wait(60)
+        finally:
+            program.kill()
+        assert re.fullmatch(err, stderr.read_text())
+        assert ended == status
+        return stdout.read_text()
+
+    return run
 
 
 ###############################################################################
@@ -2628,11 +2710,11 @@ def test_a_child_that_is_gone_is_begun_again(original):
     assert read()
 
 
-def test_a_vendored_copy_reads_a_run_of_the_original(vendored, original):
+def test_a_vendored_copy_reads_a_run_of_the_original(vendored, original, forked):
     for name in "random", "tables", "sitecustomize":  # its neighbours are none of it
         (vendored / "pkg" / f"{name}.py").write_text("raise SystemExit(1)")
     code = "import sys, pkg.cox; print(pkg.cox.Store(*sys.argv[1:], mode='r'))"
-    printed = python("-c", code, original.parent, "run", cwd=vendored)
+    printed = forked("-c", code, original.parent, "run", cwd=vendored)
     assert "row 2" in printed
 
 
@@ -2761,6 +2843,7 @@ def endings(tmp_path_factory):
     return tmp_path / "out"
 
 
+@together("endings")
 def test_each_end_of_a_process_has_its_word(endings):
     runs = CollectionReader(endings).runs()
     said = {e: (runs.status[e], runs.error[e]) for e in runs.index}
@@ -2770,6 +2853,7 @@ def test_each_end_of_a_process_has_its_word(endings):
     assert set(attempts.values()) == {1}
 
 
+@together("endings")
 def test_a_history_says_who_wrote_the_run_and_no_secret(endings):
     begun, ended = Store(endings, "raise", mode="r").history
     assert begun.keys() == {
@@ -4349,7 +4433,13 @@ def log_with_restarts(out) -> None:
         writer.add_scalar("y", 2, 3)
 
 
-@pytest.fixture(scope="module", params=["true", "false"], ids=["fast", "slow"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param("true", id="fast", marks=together("fast")),
+        pytest.param("false", id="slow", marks=together("slow")),
+    ],
+)
 def tensorboard_url(request, tmp_path_factory):
     """A TensorBoard over every kind, with the fast and with the slow loader."""
     program = pytest.importorskip("tensorboard.program")
@@ -4857,7 +4947,7 @@ def test_every_method_of_tensorboardx_is_there_with_its_arguments():
                 assert own[key].default == parameter.default
 
 
-def test_killed_process_loses_no_event(tmp_path):
+def test_killed_process_loses_no_event(tmp_path, forked):
     code = """
         import os, signal, sys, cox
         writer = cox.EventWriter(sys.argv[1])
@@ -4865,7 +4955,7 @@ def test_killed_process_loses_no_event(tmp_path):
             writer.add_scalar("x", step, step)
         os.kill(os.getpid(), signal.SIGKILL)
     """
-    python("-c", textwrap.dedent(code), tmp_path, status=-signal.SIGKILL)
+    forked("-c", textwrap.dedent(code), tmp_path, status=-signal.SIGKILL)
     assert [event.step for event in read_events(tmp_path)] == [*range(1000)]
 
 
@@ -4889,7 +4979,7 @@ def test_threads_share_one_file(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-def test_forked_child_is_refused_at_once_even_with_the_lock_held(tmp_path):
+def test_forked_child_is_refused_at_once_even_with_the_lock_held(tmp_path, forked):
     code = """
         import os, sys, cox
         writer = cox.EventWriter(sys.argv[1])
@@ -4914,12 +5004,12 @@ def test_forked_child_is_refused_at_once_even_with_the_lock_held(tmp_path):
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 42
         writer.add_scalar("x", 3)
     """
-    python("-c", textwrap.dedent(code), tmp_path)
+    forked("-c", textwrap.dedent(code), tmp_path)
     assert [value.simple_value for value in read_values(tmp_path)] == [1, 3]
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_full_disk_raises_keeps_whole_records_and_goes_on(tmp_path):
+def test_full_disk_raises_keeps_whole_records_and_goes_on(tmp_path, forked):
     pytest.importorskip("resource")
     code = """
         import resource, signal, sys, cox
@@ -4941,7 +5031,7 @@ def test_full_disk_raises_keeps_whole_records_and_goes_on(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
         writer.add_scalar("x", 99, 99)
     """
-    printed = python("-c", textwrap.dedent(code), tmp_path)
+    printed = forked("-c", textwrap.dedent(code), tmp_path)
     steps = [event.step for event in read_events(tmp_path)]
     assert steps == [*range(3, 3 + len(steps) - 1), 99]
     assert printed.count("full") == 11 - len(steps)
@@ -5065,13 +5155,13 @@ def test_signal_handler_amid_a_write_is_refused_and_harms_nothing(
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_continued_run_gets_a_new_file(tmp_path):
+def test_continued_run_gets_a_new_file(tmp_path, forked):
     code = """
         import sys, cox
         cox.EventWriter(sys.argv[1]).add_scalar("x", float(sys.argv[2]))
     """
     for value in 1, 2:
-        python("-c", textwrap.dedent(code), tmp_path, value)
+        forked("-c", textwrap.dedent(code), tmp_path, value)
     assert [value.simple_value for value in read_values(tmp_path)] == [1, 2]
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -5832,7 +5922,7 @@ def test_the_lock_goes_with_the_parent_though_a_child_lives_on(tmp_path):
 
 
 @some_of(4)
-def test_children_of_an_exporting_process_do_not_hang(tmp_path, every):
+def test_children_of_an_exporting_process_do_not_hang(tmp_path, forked, every):
     code = """if True:
         import os, signal, sys, threading, warnings, pandas as pd, cox
         warnings.filterwarnings("ignore", ".*multi-threaded.*", DeprecationWarning)
@@ -5869,7 +5959,7 @@ def test_children_of_an_exporting_process_do_not_hang(tmp_path, every):
         stop.set()
         thread.join()
     """
-    python("-c", code, tmp_path, 40 // every)
+    forked("-c", code, tmp_path, 40 // every)
     reader = CollectionReader(tmp_path, exp_filter=lambda e: e != "run")
     assert len(reader.df("t")) == 40 // every
 
@@ -6314,21 +6404,23 @@ def until(look, is_right=bool):
 class Server:
     """`cox tb` in a process of its own, with a temporary directory of its own."""
 
-    def __init__(self, directory, tmp, module, args):
+    def __init__(self, directory, tmp, module, args, is_fresh):
         self.tmp, self.log = tmp or directory / "tmp", directory / "log"
         directory.mkdir()
         self.tmp.mkdir(exist_ok=True)
-        command = [
-            sys.executable,
-            "-m",
-            *module.split(),
-            "--reload_interval",
-            "1",
-            *args,
-        ]
-        env = os.environ | {"TMPDIR": str(self.tmp), "PYTHONPATH": str(HERE)}
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, stderr=log, stdout=log, env=env)
+        command = ["-m", *module.split(), "--reload_interval", "1", *args]
+        env = {"TMPDIR": str(self.tmp), "PYTHONPATH": str(HERE)}
+        self.log.touch()
+        if is_fresh:
+            with self.log.open("ab") as log:
+                self.process = subprocess.Popen(
+                    [sys.executable, *command],
+                    stderr=log,
+                    stdout=log,
+                    env=os.environ | env,
+                )
+        else:
+            self.process = Forked(command, self.log, self.log, **env)
         self.url = ""
 
     def serve(self):
@@ -6374,13 +6466,14 @@ class Server:
 
 
 @pytest.fixture
-def tb(tmp_path):
+def tb(tmp_path, _forkserver):
     """Start `cox tb` with a free port and the options given."""
     servers = []
 
-    def start(*args, port="0", module="cox tb", tmp=None):
+    def start(*args, port="0", module="cox tb", tmp=None, is_fresh=False):
         args = ["--port", port, *map(str, args)]
-        servers.append(Server(tmp_path / f"server{len(servers)}", tmp, module, args))
+        directory = tmp_path / f"server{len(servers)}"
+        servers.append(Server(directory, tmp, module, args, is_fresh))
         return servers[-1]
 
     yield start
@@ -7087,13 +7180,14 @@ SIGNALS = {"SIGINT": 0, "SIGTERM": 128 + 15, "SIGHUP": 128 + 1}
 @pytest.mark.parametrize(("name", "status"), SIGNALS.items(), ids=SIGNALS)
 def test_a_signal_ends_tb_and_removes_the_view(tb, out, name, status):
     log_slope(out, 1)
-    server = tb("--logdir", out).serve()
+    server = tb("--logdir", out, is_fresh=True).serve()
     assert len(server.view()) == 1
     assert server.end(getattr(signal, name)) == status
     assert server.view() == []
     assert "Traceback" not in server.log.read_text()
 
 
+@together("many")
 def test_a_second_signal_does_not_stop_the_removal(tb, many):
     server = tb("--logdir", many).serve()
     while server.process.poll() is None:
@@ -7103,6 +7197,7 @@ def test_a_second_signal_does_not_stop_the_removal(tb, many):
     assert server.view() == []
 
 
+@together("many")
 @pytest.mark.parametrize("name", SIGNALS)
 def test_a_signal_while_the_view_is_made_removes_it(tb, many, name):
     server = tb("--logdir", many)
@@ -7134,6 +7229,7 @@ def test_a_logdir_may_be_relative_linked_or_odd(tmp_path, out, monkeypatch, logd
     assert link.read_bytes()
 
 
+@together("many")
 def test_500_runs_of_2000_points_show(tb, many):
     server = tb("--logdir", many).serve()
     until(lambda: [len(server.points(f"e{i}", "loss")) for i in (0, 250, 499)], all)
@@ -7171,19 +7267,15 @@ AS_DOCUMENTED += ["--metadata-table", "metadata"]
     "command",
     ["cox tb", "cox.tensorboard_view", "pkg.cox tb", "pkg.cox.tensorboard_view"],
 )
-def test_the_command_has_several_names(tmp_path, command, status):
+def test_the_command_has_several_names(tmp_path, forked, command, status):
     (tmp_path / "pkg").mkdir()
     shutil.copy(cox.__file__, tmp_path / "pkg")
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", *command.split(), *["--help"][status:]],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": f"{HERE}{os.pathsep}{tmp_path}"},
+    err = "cox tb: the following.*\n" if status else ""
+    args, path = ["--help"][status:], f"{HERE}{os.pathsep}{tmp_path}"
+    said = forked(
+        "-m", *command.split(), *args, status=status, err=err, PYTHONPATH=path
     )
-    assert done.returncode == status
-    shown, empty = (done.stderr, done.stdout) if status else (done.stdout, done.stderr)
-    assert shown.startswith("cox tb: the following" if status else "usage: cox tb ")
-    assert empty == ""
+    assert said.partition("[")[0] == ("" if status else "usage: cox tb ")
 
 
 def test_runs_of_the_original_show_under_their_parameters(tmp_path, out):
@@ -7202,9 +7294,7 @@ def test_runs_of_the_original_show_under_their_parameters(tmp_path, out):
 
 
 def test_walkthrough_2(tb, out, tmp_path):
-    env = os.environ | {"PYTHONPATH": str(HERE)}
-    python = [sys.executable, "-W", "error"]
-    subprocess.run([*python, "-c", WALKTHROUGH_2, out], check=True, env=env)
+    python("-c", WALKTHROUGH_2, out)
     before = tree(out)
     slopes = {
         path.name: int(Store(out, path.name, mode="r")["metadata"].df["slope"].iloc[0])
@@ -7214,7 +7304,8 @@ def test_walkthrough_2(tb, out, tmp_path):
     shown = {
         f"slope-{slope}-{e}": slope for e, slope in slopes.items() if 1 <= slope <= 3
     }
-    server = tb("--logdir", out, *AS_DOCUMENTED, module="cox.tensorboard_view").serve()
+    options = {"module": "cox.tensorboard_view", "is_fresh": True}
+    server = tb("--logdir", out, *AS_DOCUMENTED, **options).serve()
     server.wait_for_runs(*shown)
     for run, slope in shown.items():
         line = [[x, slope * x] for x in range(10)]
@@ -8465,10 +8556,10 @@ def test_readme_has_every_command_and_no_other(capsys):
         assert options <= set(re.findall(r"--?[a-z][a-z-]*", capsys.readouterr().out))
 
 
-def test_the_example_runs_and_runs_again_beside_its_results(tmp_path):
+def test_the_example_runs_and_runs_again_beside_its_results(tmp_path, forked):
     code = "import example_quadratic as e; e.STARTS = e.STEP_SIZES[:1]; e.main()"
     for times in (1, 2):
-        printed = python("-c", code, "--out", tmp_path / "runs")
+        printed = forked("-c", code, "--out", tmp_path / "runs")
         assert f"({times * 20} runs" in printed  # of the 100 that it makes
         assert "python -m cox tb --logdir" in printed
     assert len(CollectionReader(tmp_path / "runs").df("metadata")) == 2 * 20
