@@ -473,7 +473,9 @@ def _as_program(args, stdout, stderr, cwd, env):
     os.environ.update(env)
     os.chdir(cwd)
     tempfile.tempdir = None
-    warnings.simplefilter("error")
+    if args[0] == "-W":
+        warnings.simplefilter(args[1])
+        args = args[2:]
     for name in [name for name in sys.modules if name.partition(".")[0] == "cox"]:
         del sys.modules[name]  # it is imported afresh, all else is there
     option, program, *sys.argv[1:] = args
@@ -506,7 +508,8 @@ class Forked:
         return self.poll()
 
     def send_signal(self, signum):
-        os.kill(self._process.pid, signum)
+        with contextlib.suppress(ProcessLookupError):  # the forkserver waits for it
+            os.kill(self._process.pid, signum)
 
     def terminate(self):
         self._process.terminate()
@@ -584,7 +587,7 @@ def forked(tmp_path_factory, _forkserver):
     def run(*args, status=0, err="", cwd=HERE, **env):
         directory = tmp_path_factory.mktemp("forked")
         stdout, stderr = directory / "stdout", directory / "stderr"
-        program = Forked(args, stdout, stderr, cwd, **env)
+        program = Forked(["-W", "error", *args], stdout, stderr, cwd, **env)
         try:
             ended = program.wait(60)
         finally:
