@@ -771,7 +771,7 @@ def _read_object(uid: str, objects_dir: str) -> bytes:
     try:
         data = _read_file(path)
     except FileNotFoundError:
-        what = f"{path} is missing; copy {objects_dir} along with the run"
+        what = f"{objects_dir} lacks {uid}; copy it along with the run"
         raise NotFoundError(what) from None
     try:
         name = uuid.UUID(uid)

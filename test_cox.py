@@ -2294,7 +2294,7 @@ def test_a_copy_without_the_hidden_directories_reads(out, tmp_path):
     for name in ODD_TABLES:
         assert theirs[name].schema == mine[name].schema
         assert_frame(theirs[name].df, mine[name].df)
-    with pytest.raises(CoxError, match=r"\.table_objects is missing"):
+    with pytest.raises(CoxError, match=r"\.table_objects lacks"):
         reader.df("files")
     with Store(copied.parent, "run") as store:  # and can be gone on with
         store["nul"].append_row({"s": "\0", "x": 2})
@@ -3473,7 +3473,7 @@ def test_what_is_deleted_while_it_is_collected_is_missing(run, what):
         assert_logged(reader.df("t", append_exp_id=False), 3)
 
 
-@pytest.mark.parametrize("call", ["open", "pread", "listdir", "lseek"])
+@pytest.mark.parametrize("call", ["open", "read", "listdir", "lseek"])
 def test_a_run_that_the_system_does_not_let_us_read_is_named(
     run, monkeypatch, damage, call
 ):
