@@ -37,7 +37,8 @@ What holds:
 - What is read is what was logged, or an error; a check covers every byte of a table.
 - Any number of processes may read a run while one writes it.
 - Listing, reading, collecting and viewing a stranger's run runs none of its code and
-  touches nothing outside it. Only decoding OBJECT, PICKLE and PYTORCH_STATE does.
+  touches nothing outside it. Only decoding OBJECT, PICKLE and PYTORCH_STATE does: by
+  ``reader.df``, of the columns that ``keep_serialized`` does not name.
 
 Sections, each building on those above it: errors, on-disk format, utilities, files,
 values and schema, row files, HDF5, history, run directory, Table, TensorBoard
@@ -140,6 +141,12 @@ def _printable(value: object, limit: int = 200) -> str:
     text = str(value)
     text = text if len(text) <= limit else f"{text[: limit - 3]}..."
     return "".join(c if c.isprintable() else " " if c == "\n" else "?" for c in text)
+
+
+def _shorten(names: Collection[str], limit: int = 20) -> str:
+    """Return names joined by commas, a long list cut; "none" if there are none."""
+    shown = ", ".join(itertools.islice(names, limit))[:2000] or "none"
+    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 _MESSAGE_MAX: Final = 5_000  # characters
@@ -258,7 +265,7 @@ PYTORCH_STATE: Final = "__pytorch_state__"
 
 _HEADER_MAX: Final = 1 << 20  # bytes of a header line
 _STATE_MAX: Final = 1 << 26  # bytes of state.json
-_HEAD_SIZE: Final = 1 << 16  # bytes of the first read of `.rows`: most have fewer
+_PREFIX_SIZE: Final = 1 << 16  # bytes of the first read of `.rows`: most have fewer
 _BLOCK_SIZE: Final = 3 << 17  # bytes of records looked at together
 _CAPACITY_MAX: Final = 1 << 22  # rows that memory is taken for before they are seen
 _TORN_MAX: Final = 1 << 30  # bytes of a torn end that are kept aside
@@ -667,6 +674,33 @@ def _decode_line(line: bytes) -> dict[str, Any]:
     raise ValueError("it holds no JSON object")
 
 
+class _State(NamedTuple):
+    """What `.tables/state.json` says; see On-disk format."""
+
+    rows: Mapping[str, int] = types.MappingProxyType({})  # by file name without suffix
+    stores: Sequence[str] = ()  # digests of the store.h5 that cox wrote
+
+    def nrows(self, table_path: str) -> int:
+        """Return how many rows of a table were synced."""
+        return self.rows.get(os.path.basename(table_path), 0)
+
+
+def _read_state(tables_dir: str) -> _State:
+    """Read a run's state; what is damaged or missing says nothing."""
+    with contextlib.suppress(CorruptError, FileNotFoundError, ValueError, KeyError):
+        line = _read_file(os.path.join(tables_dir, _STATE_NAME), _STATE_MAX)
+        fields = _decode_line(line)
+        rows, stores = fields["rows"], fields["stores"]
+        if isinstance(rows, dict) and isinstance(stores, list):
+            return _State({k: n for k, n in rows.items() if type(n) is int}, stores)
+    return _State()
+
+
+def _write_state(tables_dir: str, state: _State) -> None:
+    line = _encode_line({"rows": dict(state.rows), "stores": [*state.stores]})
+    _write_file(os.path.join(tables_dir, _STATE_NAME), line)
+
+
 ###############################################################################
 # Values and schema
 ###############################################################################
@@ -801,7 +835,7 @@ class _Kind(NamedTuple):
     type: Any  # in a schema
     convert: Callable[[Any], Any]  # value to what is stored: a number, or bytes of text
     code: str = ""  # struct format of the number; "" for text
-    load: Callable[[str, str], Any] | None = None  # text and objects_dir to the object
+    load: Callable[[str, str], Any] | None = None  # text, objects_dir to the object
     is_file: bool = False  # the bytes go to a file in objects_dir, its name is the text
     show: Callable[[Any], Any] = lambda value: value  # number or text to a plain value
 
@@ -827,7 +861,7 @@ _KINDS: Final[Mapping[str, _Kind]] = {
         OBJECT,
         _to_object,
         load=lambda text, _: string_to_obj(text),
-        show=lambda text: _plain_object(text),
+        show=lambda text: _load_plain(base64.b64decode(text)),
     ),
     PICKLE: _Kind(PICKLE, pickle.dumps, load=_load_pickle, is_file=True),
     PYTORCH_STATE: _Kind(
@@ -839,7 +873,7 @@ _KINDS: Final[Mapping[str, _Kind]] = {
     ),
     **{np.dtype(code).name: _numpy_kind(code) for code in "efdbhiqBHIQ"},
 }
-_KIND_OF_TYPE: Final[Mapping[Any, str]] = {
+_KIND_NAMES: Final[Mapping[Any, str]] = {  # of the types in a schema
     **{t: np.dtype(t).name for t in set(np.sctypeDict.values())},  # np.bool_ is bool
     **{kind.type: name for name, kind in _KINDS.items()},
 }
@@ -853,6 +887,7 @@ class _Schema:
         self.header = header  # with its newline
         self.columns = columns  # name: name of its kind
         self.types = {name: kind.type for name, kind in zip(columns, kinds)}
+        # column: its place and its converter
         self.slots = {n: (i, k.convert) for n, (i, k) in zip(columns, enumerate(kinds))}
         self.ncolumns = len(kinds)
         self.blank: list[Any] = [None] * len(kinds)  # a working row with nothing staged
@@ -870,6 +905,11 @@ class _Schema:
         fields = [(str(i), np.dtype(code).str) for i, code in enumerate(codes)]
         fields += [("start", "<i8")] if text_start else []
         self.dtype = np.dtype([("number", "<i8"), *fields, ("check", "<i8")])
+        self.record_size = self.dtype.itemsize
+
+    def offset(self, nrows: int) -> int:
+        """Return how many bytes of `.rows` so many rows take, with the header."""
+        return len(self.header) + nrows * self.record_size
 
 
 def _row_getter(*columns: str) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
@@ -878,14 +918,14 @@ def _row_getter(*columns: str) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
     return operator.itemgetter(*columns)
 
 
-def _kind_of(column: Any, column_type: Any) -> str:
+def _kind_name(column: Any, column_type: Any) -> str:
     """Return the name of a column's kind in a header."""
     if not isinstance(column, str):
         raise SchemaError(f"a column name must be a str, got {column!r}")
     with contextlib.suppress(TypeError):  # a type that has no hash is none of ours
-        kind = _KIND_OF_TYPE.get(column_type, "")
-        if kind in _KINDS:
-            return kind
+        kind_name = _KIND_NAMES.get(column_type, "")
+        if kind_name in _KINDS:
+            return kind_name
     raise SchemaError(
         f"column {column!r} has type {column_type!r}; use int, float, str, bool, a "
         "numpy integer or float type up to 64 bits, OBJECT, PICKLE or PYTORCH_STATE"
@@ -898,7 +938,7 @@ def _encode_header(schema: Mapping[str, Any]) -> bytes:
         raise SchemaError(
             f"a schema is a dict, column to type, not empty; got {schema!r}"
         )
-    columns = {name: _kind_of(name, schema[name]) for name in schema}
+    columns = {name: _kind_name(name, schema[name]) for name in schema}
     return _encode_line({"cox": _FORMAT_VERSION, "columns": columns})
 
 
@@ -935,6 +975,9 @@ def schema_from_dict(d: Any, alternative: str = OBJECT) -> dict[str, Any]:
         d: Column name to example value, as for :meth:`Table.update_row`.
         alternative: Kind for values that are no number, str or bool: ``OBJECT``,
             ``PICKLE`` or ``PYTORCH_STATE``.
+
+    Raises:
+        SchemaError: ``d`` is no row, or ``alternative`` is another kind.
     """
     if alternative not in (OBJECT, PICKLE, PYTORCH_STATE):
         raise SchemaError(
@@ -944,7 +987,7 @@ def schema_from_dict(d: Any, alternative: str = OBJECT) -> dict[str, Any]:
     for name, value in _as_row(d).items():
         # 0-d tensors count as their number; numpy scalars keep their own type
         value_type = type(value if isinstance(value, np.generic) else _scalar(value))
-        kind = _KINDS.get(_KIND_OF_TYPE.get(value_type, ""))
+        kind = _KINDS.get(_KIND_NAMES.get(value_type, ""))
         schema[name] = kind.type if kind else alternative
     return schema
 
@@ -974,28 +1017,33 @@ class _Rows(NamedTuple):
     records: bytes
     texts: bytes  # of these rows, one after another
 
+    @property
+    def nrows(self) -> int:
+        """How many rows these are."""
+        return sum(self.counts)
+
 
 _CRC32: Final = 0xEDB88320  # polynomials, reflected
 _CRC32C: Final = 0x82F63B78
 _CRC_BATCH: Final = 4096  # records whose checks are computed together
-# Of longer records, or of fewer, a loop over zlib.crc32 is the faster one.
-_CRC_TABLE_SIZE: Final = 112
-_CRC_TABLE_MIN: Final = 256
+# of longer records, or of fewer, a loop over zlib.crc32 is the faster one
+_CRC_LOOKUP_SIZE: Final = 112
+_CRC_LOOKUP_MIN: Final = 256
 
 
 @functools.lru_cache(maxsize=16)
-def _make_crc_table(length: int, polynomial: int) -> npt.NDArray[np.uint32]:
+def _make_crc_lookup(length: int, polynomial: int) -> npt.NDArray[np.uint32]:
     """What a byte adds to the CRC of ``length`` bytes, by position and value."""
     last: npt.NDArray[np.uint32] = np.arange(256, dtype=np.uint32)
     one = np.uint32(1)
     for _ in range(8):
         last = last >> one ^ (last & one) * np.uint32(polynomial)
-    table = np.empty((length, 256), np.uint32)
-    table[-1] = last
+    lookup = np.empty((length, 256), np.uint32)
+    lookup[-1] = last
     for position in range(length - 2, -1, -1):
-        after = table[position + 1]
-        table[position] = last[after & 255] ^ after >> 8
-    return table
+        after = lookup[position + 1]
+        lookup[position] = last[after & 255] ^ after >> 8
+    return lookup
 
 
 def _crc_records(records: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
@@ -1005,17 +1053,17 @@ def _crc_records(records: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
     looks up for thousands of records at a time.
     """
     size = records.dtype.itemsize - 8
-    if size > _CRC_TABLE_SIZE or len(records) < _CRC_TABLE_MIN:
+    if size > _CRC_LOOKUP_SIZE or len(records) < _CRC_LOOKUP_MIN:
         each = struct.iter_unpack(f"{size}s8x", records.view(np.uint8).data)
         return np.array([zlib.crc32(data) for (data,) in each], np.uint32)
     data = records.view(np.uint8).reshape(-1, size + 8)[:, :size]
-    table = _make_crc_table(size, _CRC32)
+    lookup = _make_crc_lookup(size, _CRC32)
     crcs = np.full(len(records), zlib.crc32(bytes(size)), np.uint32)
     for first in range(0, len(records), _CRC_BATCH):
         part = crcs[first : first + _CRC_BATCH]
         for position, values in enumerate(data[first : first + _CRC_BATCH].T.copy()):
             if values.any():  # zeros add nothing, and small integers have many
-                part ^= table[position].take(values)
+                part ^= lookup[position].take(values)
     return crcs
 
 
@@ -1030,14 +1078,14 @@ def _crc_texts(
         spans = zip(itertools.pairwise(bounds.tolist()), crcs.tolist())
         done = (zlib.crc32(view[a:b], crc) for (a, b), crc in spans)
         return np.fromiter(done, np.uint32, len(crcs))
-    table = _make_crc_table(1, _CRC32)[0]
+    lookup = _make_crc_lookup(1, _CRC32)[0]
     order = np.argsort(-lengths, kind="stable")  # those that go on longest come first
-    data, at, states = np.frombuffer(text, np.uint8), bounds[order], ~crcs[order]
+    data, offsets, states = np.frombuffer(text, np.uint8), bounds[order], ~crcs[order]
     remaining = np.searchsorted(-lengths[order], -np.arange(lengths.max(initial=0)))
     for count in remaining.tolist():
         part = states[:count]
-        part[:] = table[(part ^ data[at[:count]]) & 255] ^ part >> 8
-        at += 1
+        part[:] = lookup[(part ^ data[offsets[:count]]) & 255] ^ part >> 8
+        offsets += 1
     done_crcs = np.empty_like(crcs)
     done_crcs[order] = ~states
     return done_crcs
@@ -1048,8 +1096,8 @@ def _text_bounds(
 ) -> npt.NDArray[np.int64]:
     """Return where the records' texts begin and end, all ``size`` bytes at most.
 
-    That of a record is between its bound and the next. From the first record on whose
-    lengths cannot be, the ends are -1.
+    That of a record is between its bound and the next. From the first record with
+    impossible lengths on, ends are -1.
     """
     bounds = np.zeros(len(records) + 1, np.int64)
     ends = bounds[1:]
@@ -1118,10 +1166,10 @@ def _count_good(rows: _Rows, first: int = 0, start: int = 0) -> int:
         bounds = _text_bounds(schema, records, len(rows.texts))
         records = records[: int((bounds[1:] >= 0).sum())]
         bounds = bounds[: len(records) + 1]
-        bases = bounds[(np.arange(len(good)) - indexes)[: len(records)]]
+        table_starts = bounds[(np.arange(len(good)) - indexes)[: len(records)]]
         crcs = _crc_texts(_crc_records(records), rows.texts, bounds)
         good = good[: len(records)] & (records["check"] == crcs)
-        good &= records["start"] - start == bounds[:-1] - bases
+        good &= records["start"] - start == bounds[:-1] - table_starts
     else:
         good &= _check_numbers(records)
     return len(good) if good.all() else int(good.argmin())
@@ -1133,16 +1181,16 @@ def _merge_rows(parts: Iterable[_Rows]) -> list[_Rows]:
     for part in parts:
         by_header.setdefault(part.header, []).append(part)
     return [
-        same[0]
-        if len(same) == 1
+        group[0]
+        if len(group) == 1
         else _Rows(
             header,
-            list(itertools.chain.from_iterable(part.sources for part in same)),
-            list(itertools.chain.from_iterable(part.counts for part in same)),
-            b"".join(part.records for part in same),
-            b"".join(part.texts for part in same),
+            list(itertools.chain.from_iterable(part.sources for part in group)),
+            list(itertools.chain.from_iterable(part.counts for part in group)),
+            b"".join(part.records for part in group),
+            b"".join(part.texts for part in group),
         )
-        for header, same in by_header.items()
+        for header, group in by_header.items()
     ]
 
 
@@ -1178,7 +1226,7 @@ def _encode_rows(
 def _slice_rows(rows: _Rows, first: int, end: int) -> _Rows:
     """Return some of the rows of one table."""
     schema = _decode_header(rows.header)
-    size = schema.dtype.itemsize
+    size = schema.record_size
     records, texts = rows.records[first * size : end * size], rows.texts
     if schema.text_fields:
         array = np.frombuffer(rows.records, schema.dtype)[:end]
@@ -1215,8 +1263,9 @@ def _decode_text(rows: _Rows, column: int, dtype: Any) -> Any:
         encoded = (rows.texts[a:b] for a, b in spans)
         values = [value.decode("utf-8", "surrogatepass") for value in encoded]
     except UnicodeDecodeError as err:
-        name = _printable([*schema.columns][column])
-        raise CorruptError(f"a text in column {name!r} is not UTF-8: {err}") from None
+        name = [*schema.columns][column]
+        what = f"a text in column {name!r:.200} is not UTF-8: {err}"
+        raise CorruptError(what) from None
     try:
         return pd.Series(values, dtype=dtype)
     except UnicodeEncodeError:
@@ -1233,10 +1282,8 @@ def _arrow_text(
     """
     import pyarrow
 
-    data, offsets = (
-        np.frombuffer(text, np.uint8),
-        np.concatenate(([0], lengths.cumsum())),
-    )
+    data = np.frombuffer(text, np.uint8)
+    offsets = np.concatenate(([0], lengths.cumsum()))
     if offsets[-1] != len(data):  # the values of other columns stand between
         data = data[np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])]
     buffers = pyarrow.py_buffer(offsets), pyarrow.py_buffer(data)
@@ -1321,7 +1368,7 @@ class _TableFile:
         self.count = 0
         self._rows_fd = self._text_fd = -1
         self._rows_size = self._text_size = 0  # bytes, when they were opened
-        self._head = b""  # the first bytes of `.rows`: all of a short table
+        self._prefix = b""  # the first bytes of `.rows`: all of a short table
         try:
             with _as_storage_error(path + _ROWS_SUFFIX):
                 while not self._open():  # mode 'w' began the table afresh meanwhile
@@ -1331,18 +1378,20 @@ class _TableFile:
             raise
 
     def _open(self) -> bool:
+        """Open both files; False if `.rows` was replaced meanwhile."""
         rows_path = self.path + _ROWS_SUFFIX
         _refuse_link(os.path.dirname(self.path))
         self._rows_fd = _open_file(rows_path)
-        self._head = os.read(self._rows_fd, _HEAD_SIZE)
-        if b"\n" not in self._head:
-            self._head = _read_at(self._rows_fd, _HEADER_MAX, 0)
+        self._prefix = os.read(self._rows_fd, _PREFIX_SIZE)
+        if b"\n" not in self._prefix:
+            self._prefix = _read_at(self._rows_fd, _HEADER_MAX, 0)
         self._rows_size = os.fstat(self._rows_fd).st_size
         try:
-            self.schema = _decode_header(self._head[: self._head.find(b"\n") + 1])
+            self.schema = _decode_header(self._prefix[: self._prefix.find(b"\n") + 1])
         except CorruptError as err:
             raise CorruptError(err.message, rows_path) from None
-        self.count = (self._rows_size - self.offset(0)) // self.schema.dtype.itemsize
+        records_size = self._rows_size - self.schema.offset(0)
+        self.count = records_size // self.schema.record_size
         if not self.schema.text_fields:
             return True
         try:
@@ -1350,8 +1399,8 @@ class _TableFile:
             self._text_size = os.fstat(self._text_fd).st_size
         except FileNotFoundError:
             if self.count and _is_same_file(self._rows_fd, rows_path):
-                gone = f"its text {self.path}{_TEXT_SUFFIX} is gone. Bring it back"
-                raise CorruptError(gone, rows_path) from None
+                what = f"its text {self.path}{_TEXT_SUFFIX} is gone; restore it"
+                raise CorruptError(what, rows_path) from None
         return _is_same_file(self._rows_fd, rows_path)
 
     def close(self) -> None:
@@ -1364,40 +1413,38 @@ class _TableFile:
 
     def __exit__(self, kind: object, err: BaseException | None, trace: object) -> None:
         self.close()
-        if isinstance(err, OSError):
+        if isinstance(err, OSError):  # a failed read in the with block names no path
             with _as_storage_error(self.path + _ROWS_SUFFIX):
                 raise err
 
-    def offset(self, nrows: int) -> int:
-        """Return how many bytes of `.rows` so many rows take, with the header."""
-        return len(self.schema.header) + nrows * self.schema.dtype.itemsize
-
     def _read(self, first: int, count: int, start: int) -> _Rows:
         """Read records as they are, and as much text as theirs can be."""
-        offset, size = self.offset(first), count * self.schema.dtype.itemsize
-        data = self._head[offset : offset + size]
-        if len(data) < size:
-            data = _read_at(self._rows_fd, size, offset)
-        count = len(data) // self.schema.dtype.itemsize
-        data, text = data[: count * self.schema.dtype.itemsize], b""
+        record_size, offset = self.schema.record_size, self.schema.offset(first)
+        data = self._prefix[offset : offset + count * record_size]
+        if len(data) < count * record_size:
+            data = _read_at(self._rows_fd, count * record_size, offset)
+        count = len(data) // record_size
+        data, text = data[: count * record_size], b""
         if self._text_fd >= 0 and count and 0 <= start <= self._text_size:
             records = np.frombuffer(data, self.schema.dtype)
             room = self._text_size - start
             size = int(_text_bounds(self.schema, records, room).max())
-            if size > _HOLE_MIN and hasattr(os, "SEEK_HOLE"):  # cox leaves no hole
+            # a sparse file may claim any size; cox leaves no hole
+            if size > _HOLE_MIN and hasattr(os, "SEEK_HOLE"):
                 hole = os.lseek(self._text_fd, start, os.SEEK_HOLE)
                 size = min(size, hole - start)
             text = _read_at(self._text_fd, size, start)
         return _Rows(self.schema.header, [0], [count], data, text)
 
-    def start_of(self, number: int) -> int:
-        """Return where a record says that its text starts."""
-        if not self.schema.text_fields or number >= self.count:
+    def start_of(self, first: int) -> int:
+        """Return where the record behind ``first`` rows says that its text starts."""
+        if not self.schema.text_fields or first >= self.count:
             return 0
-        at = self.offset(number)
-        record = _read_at(self._rows_fd, self.schema.dtype.itemsize, at)
+        offset = self.schema.offset(first)
+        record = _read_at(self._rows_fd, self.schema.record_size, offset)
         start = int(np.frombuffer(record, self.schema.dtype)["start"][0])
-        return max(0, min(start, self._text_size + 1))  # else no good record's
+        # no good record starts outside
+        return max(0, min(start, self._text_size + 1))
 
     def read(self, first: int, count: int, start: int) -> _Rows:
         """Read records; return the good ones up to the first that is not.
@@ -1409,7 +1456,7 @@ class _TableFile:
         """
         rows = self._read(first, count, start)
         good = _count_good(rows, first, start)
-        return rows if good == rows.counts[0] else _slice_rows(rows, 0, good)
+        return rows if good == rows.nrows else _slice_rows(rows, 0, good)
 
     def blocks(self, first: int = 0) -> Iterator[_Rows]:
         """Yield all good rows from ``first`` on, some thousands at a time.
@@ -1417,15 +1464,15 @@ class _TableFile:
         Raises:
             CorruptError: What is behind them is no torn end.
         """
-        step = max(1, _BLOCK_SIZE // self.schema.dtype.itemsize)
+        step = max(1, _BLOCK_SIZE // self.schema.record_size)
         start = self.start_of(first) if first else 0
         while first < self.count:
             count = min(step, self.count - first)
             rows = self.read(first, count, start)
-            first += rows.counts[0]
+            first += rows.nrows
             start += len(rows.texts)
             yield rows
-            if rows.counts[0] < count:
+            if rows.nrows < count:
                 break
         self._check_end(first, start)
 
@@ -1433,65 +1480,62 @@ class _TableFile:
         """Return how many rows there are, and how much text they have."""
         nrows, text_size = first, self.start_of(first) if first else 0
         for rows in self.blocks(first):
-            nrows += rows.counts[0]
+            nrows += rows.nrows
             text_size += len(rows.texts)
         return nrows, text_size
 
     def is_longer(self, nrows: int, text_size: int) -> bool:
         """Say whether there is more in the files than such rows and text."""
-        return self._rows_size > self.offset(nrows) or self._text_size > text_size
+        is_more = self._rows_size > self.schema.offset(nrows)
+        return is_more or self._text_size > text_size
 
     def read_torn(self, nrows: int, text_size: int) -> tuple[bytes, bytes]:
         """Return what stands in the files behind the good rows and their text."""
-        at = self.offset(nrows)
-        sizes = self._rows_size - at, self._text_size - text_size
+        offset = self.schema.offset(nrows)
+        sizes = self._rows_size - offset, self._text_size - text_size
         if max(sizes) > _TORN_MAX:
             raise CorruptError(
-                f"behind its {nrows} rows are {sizes[0]} bytes that are none, and "
-                f"{sizes[1]} in its text. Cut it to {at} bytes and the text to "
+                f"behind its {nrows} rows are {sizes[0]} bytes that are no rows, and "
+                f"{sizes[1]} in its text. Cut it to {offset} bytes and the text to "
                 f"{text_size}, if they are not wanted",
                 self.path + _ROWS_SUFFIX,
             )
-        torn = _read_at(self._rows_fd, sizes[0], at)
+        torn = _read_at(self._rows_fd, sizes[0], offset)
         has_text = self._text_fd >= 0
         return torn, _read_at(self._text_fd, sizes[1], text_size) if has_text else b""
 
     def _check_end(self, nrows: int, start: int) -> None:
         """Make sure that what is behind the good rows is a torn end."""
-        size = self.schema.dtype.itemsize
-        torn_size = self._rows_size - self.offset(nrows)
+        rows_path, offset = self.path + _ROWS_SUFFIX, self.schema.offset(nrows)
+        torn_size = self._rows_size - offset
         if not torn_size:
             return
         # The mark is read first, then the record once more: a writer may have
         # written it, and moved the mark, since we looked.
         mark = _read_state(os.path.dirname(self.path)).nrows(self.path)
-        self._head = b""
+        self._prefix = b""  # read again from the disk
         if self._text_fd >= 0:
             self._text_size = os.fstat(self._text_fd).st_size
-        if self.read(nrows, 1, start).counts[0]:
+        if self.read(nrows, 1, start).nrows:
             return
-        own_start = self.start_of(nrows)
-        rows = self._read(nrows, 1, own_start)
+        claimed_start = self.start_of(nrows)  # whole, but in the wrong place?
+        rows = self._read(nrows, 1, claimed_start)
         number = int.from_bytes(rows.records[:8], "little", signed=True)
-        if not _count_good(rows, number - 1, own_start):
-            number = 0
-        offset = self.offset(nrows)
-        if number or nrows < mark:
+        is_whole = _count_good(rows, number - 1, claimed_start) > 0
+        if is_whole or nrows < mark:
+            state = f"out of its place, as number {number}" if is_whole else "damaged"
             what = (
-                f"is out of its place, as number {number}" if number else "is damaged"
+                f"record {nrows + 1} at byte {offset} is {state}, or its text is. Copy "
+                f"the file aside, then cut it to {offset} bytes to keep the first "
+                f"{nrows} rows"
             )
-            raise CorruptError(
-                f"record {nrows + 1} at byte {offset} {what}, or its text is. Copy the "
-                f"file aside, then cut it to {offset} bytes to keep the first {nrows} "
-                "rows",
-                *(self.path + _ROWS_SUFFIX, offset, nrows),
-            )
-        if torn_size >= size:
-            _log.warning(
+            raise CorruptError(what, rows_path, offset, nrows)
+        if torn_size >= self.schema.record_size:
+            what = (
                 "%s ends in %d bytes that are no rows, as when a machine died; the %d "
-                "rows before them are good",
-                *(self.path + _ROWS_SUFFIX, torn_size, nrows),
+                "rows before them are good"
             )
+            _log.warning(what, rows_path, torn_size, nrows)
 
 
 _COMPLEX: Final = frozenset({np.complex64, np.complex128, np.clongdouble})
@@ -1508,17 +1552,17 @@ class _RowWriter:
         Args:
             path: The files without their suffix.
             schema: What they must hold.
-            mark: Rows that were synced. Where there are no others, only the last is
-                looked at.
+            mark: Rows known to be good: synced, or counted by a writer we closed. If
+                the file has just as many, only the last is looked at.
             is_locked: No other process can write them.
         """
         self.path = path
         self._is_locked = is_locked
         with _TableFile(path) as table:
-            self.schema = found = table.schema
-            if [*found.columns.items()] != [*schema.columns.items()]:
+            self.schema = on_disk = table.schema
+            if [*on_disk.columns.items()] != [*schema.columns.items()]:
                 raise SchemaError(
-                    f"{path} was made anew, with columns {found.columns}; open the "
+                    f"{path} was made anew, with columns {on_disk.columns}; open the "
                     "Store again"
                 )
             is_synced = table.count == mark
@@ -1534,9 +1578,9 @@ class _RowWriter:
             if table.count > nrows:  # a whole record is cut, which no kill leaves
                 for suffix, torn in zip(_SUFFIXES, table.read_torn(nrows, text_size)):
                     self._keep_aside(suffix, torn)
-        self._pack = found.struct.pack
+        self._pack = on_disk.struct.pack
         self._rows_fd = _open_file(path + _ROWS_SUFFIX, _O_READ_APPEND)
-        if found.text_fields:
+        if on_disk.text_fields:
             self._text_fd = _open_file(path + _TEXT_SUFFIX, _O_READ_APPEND | os.O_CREAT)
         self._repair()
 
@@ -1620,19 +1664,19 @@ class _RowWriter:
     def _repair(self) -> None:
         """Cut off what an unfinished row left; if all were, refuse any other size."""
         nrows, text_size = self.end
-        rows_size = len(self.schema.header) + nrows * self.schema.dtype.itemsize
-        sizes = {self._rows_fd: rows_size, self._text_fd: text_size}
+        rows_size = self.schema.offset(nrows)
         what = f"could not cut it to its {nrows} rows"
         with _as_storage_error(self.path + _ROWS_SUFFIX, what):
-            for fd, size in sizes.items():
-                found = os.fstat(fd).st_size if fd >= 0 else size
-                if found < size or (found > size and self._is_clean):
+            for fd, size in (self._rows_fd, rows_size), (self._text_fd, text_size):
+                # -1: no text, or closed
+                size_now = os.fstat(fd).st_size if fd >= 0 else size
+                if size_now < size or (size_now > size and self._is_clean):
                     raise WriteRefusedError(
                         f"{self.path} was changed by another process while this Store "
                         f"had it open with {nrows} rows. See what is in it, then open "
                         "the Store again"
                     )
-                if found > size:
+                if size_now > size:
                     os.ftruncate(fd, size)
         self._is_clean = True
 
@@ -1651,8 +1695,8 @@ class _RowWriter:
         with _as_storage_error(self.path, "could not close the table"):
             _close_all(*self.detach())
 
-    def __del__(self, is_late: Any = sys.is_finalizing) -> None:
-        if not is_late():  # else names that close() needs may be None
+    def __del__(self, is_finalizing: Any = sys.is_finalizing) -> None:
+        if not is_finalizing():  # else names that close() needs may be None
             with contextlib.suppress(OSError):
                 self.close()
 
@@ -1661,7 +1705,8 @@ class _RowWriter:
 # HDF5
 ###############################################################################
 # What holds here:
-# - store.h5 is a copy of the row files, made from nothing; cox never reads it again.
+# - store.h5 is a copy of the row files, made from nothing. cox compares its bytes, to
+#   know it again, and reads the tables in it only where `.tables` is gone.
 # - A run of the original cox has no row files. Its store.h5 may come from anyone, and
 #   opening a stranger's HDF5 file may crash the process, fill the memory, run pickles,
 #   lead to other files. So a child process does that, and what it answers is checked
@@ -1750,11 +1795,6 @@ def _load_plain(data: bytes) -> Any:
     return value
 
 
-def _plain_object(text: str) -> Any:
-    """Return the value in an OBJECT column's text, if it is a plain one."""
-    return _load_plain(base64.b64decode(text))
-
-
 _hdf5_lock = threading.RLock()
 
 
@@ -1815,33 +1855,32 @@ def _hdf5_columns(rows: _Rows) -> dict[str, Any]:
     records = np.frombuffer(rows.records, schema.dtype)
     columns: dict[str, Any] = {}
     end: Any = _text_bounds(schema, records, len(rows.texts))[:-1]  # of the row before
-    for i, (name, kind) in enumerate(schema.columns.items()):
+    for i, (name, kind_name) in enumerate(schema.columns.items()):
         values: Any = records[str(i)]
         if i in schema.text_fields:
             start, end = end, end + values
             texts = [rows.texts[a:b] for a, b in zip(start.tolist(), end.tolist())]
             values = np.array(texts, f"S{values.max(initial=1)}")
-        columns[name] = values.astype("f4") if kind == "float16" else values
+        columns[name] = values.astype("f4") if kind_name == "float16" else values
     return columns
 
 
 def _put_table(h5: Any, name: str, rows: _Rows) -> None:
     """Write the table that ``HDFStore.append`` would write, in a fifth of its time."""
     columns = _hdf5_columns(rows)
-    nrows = sum(rows.counts)
     by_dtype: dict[str, list[str]] = {}
     for column, values in columns.items():
         by_dtype.setdefault(values.dtype.str, []).append(column)
     blocks = {f"values_block_{i}": block for i, block in enumerate(by_dtype.items())}
     fields = [(field, dtype, (len(names),)) for field, (dtype, names) in blocks.items()]
-    records = np.empty(nrows, [("index", "<i8"), *fields])
-    records["index"] = np.arange(nrows)
+    records = np.empty(rows.nrows, [("index", "<i8"), *fields])
+    records["index"] = np.arange(rows.nrows)
     for field, (_, names) in blocks.items():
         records[field] = np.transpose([columns[column] for column in names])
     parent, _, key = f"/{name}".rpartition("/")
     group = h5.create_group(parent or "/", key, createparents=True)
     table = h5.create_table(
-        group, "table", records, filters=_HDF5_FILTERS, expectedrows=max(nrows, 1)
+        group, "table", records, filters=_HDF5_FILTERS, expectedrows=max(rows.nrows, 1)
     )
     table.attrs.index_kind = "integer"
     for field, (dtype, names) in blocks.items():
@@ -1870,8 +1909,8 @@ def _put_fixed(store: Any, name: str, rows: _Rows) -> None:
     """
     columns = _decode_header(rows.header).columns
     half_floats = dict.fromkeys((c for c in columns if columns[c] == "float16"), "f4")
-    nrows = sum(rows.counts)
-    frame = _frame(rows.header, [rows], nrows, text_dtype=object).astype(half_floats)
+    frame = _frame(rows.header, [rows], rows.nrows, text_dtype=object)
+    frame = frame.astype(half_floats)
     try:
         store.put(name, frame, format="fixed", track_times=False)
     except OverflowError as err:
@@ -1910,6 +1949,7 @@ def _serve_originals() -> None:
     Another is forked when that died, or met a bad store.h5, which may have left more
     behind than an error.
     """
+    # PyTables unpickles attributes through this name
     pickle.loads = lambda data, **_: _load_plain(data)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what C code prints there is no answer
@@ -2028,9 +2068,14 @@ class _Child:
         self._process: Any = None  # subprocess.Popen[bytes]
 
     def read(self, path: str) -> dict[str, _Rows] | CoxError:
-        """Return the tables in a store.h5, or why it cannot be read."""
-        reason, seen = "", -1
-        for _ in range(10):  # its writer may be at work: read it again if it changes
+        """Return the tables in a store.h5, or why it cannot be read.
+
+        Its writer may be at work, so it is read again if it changes, and given up once
+        it is as a fresh child found it bad. A child that was already running may only
+        have ended idle: then a fresh one is asked.
+        """
+        reason, seen = "", -1  # seen: the file's time when a fresh child failed
+        for _ in range(10):
             try:
                 stamp = os.stat(path).st_mtime_ns
             except OSError as err:
@@ -2038,7 +2083,7 @@ class _Child:
             if stamp == seen:
                 break
             with self._lock:
-                seen = stamp if self._process is None else -1  # it may have ended idle
+                seen = stamp if self._process is None else -1
                 try:
                     reason, found = self._ask(path)
                     if not reason:
@@ -2051,7 +2096,7 @@ class _Child:
             if stamp == seen and time.time() - stamp / 1e9 > 60:
                 break
             time.sleep(0.05)
-        remedy = "Bring it back, or leave the run out"
+        remedy = "Restore it from a copy, or leave the run out"
         return CorruptError(f"it cannot be read ({reason:.200}). {remedy}", path)
 
     def _ask(self, path: str) -> tuple[str, dict[str, _Rows]]:
@@ -2067,9 +2112,9 @@ class _Child:
             )
         stdin, stdout = self._process.stdin, self._process.stdout
         stdin.raw.write(os.fsencode(path).hex().encode() + b"\n")
-        reason, heads = json.loads(stdout.readline(1 << 24))
+        reason, listing = json.loads(stdout.readline(1 << 24))
         found, room = {}, _CHILD_MEMORY
-        for name, header, sizes in heads:
+        for name, header, sizes in listing:
             room -= sum(sizes)
             if room < 0 or min(sizes) < 0 or type(name) is not str:
                 raise ValueError("more than it may have read")
@@ -2120,7 +2165,8 @@ def _read_originals(run_dirs: Iterable[str]) -> list[dict[str, _Rows] | CoxError
 # None of this may stop a run: what cannot be found out is left out.
 
 _HISTORY_NAME: Final = "history.jsonl"
-_HISTORY_MAX: Final = 1 << 20  # bytes at its end that are read, and of a patch
+_HISTORY_MAX: Final = 1 << 20  # bytes at its end that are read
+_PATCH_MAX: Final = 1 << 20  # bytes
 _HISTORY_TYPES: Final = {
     **dict.fromkeys(("time", "host", "status", "error"), str),
     **{"argv": list, "git": dict, "job": dict},
@@ -2159,12 +2205,12 @@ def _boot_id() -> str:
 
 
 def _loaded_versions() -> dict[str, str]:
-    found = {  # without asking: a module may be anything, and import others
+    versions = {  # without asking: a module may be anything, and import others
         name: getattr(module, "__dict__", {}).get("__version__")
         for name, module in list(sys.modules.items())
         if "." not in name and name not in sys.stdlib_module_names
     }
-    return {name: value for name, value in found.items() if isinstance(value, str)}
+    return {name: text for name, text in versions.items() if isinstance(text, str)}
 
 
 def _read_line(*path: str) -> str:
@@ -2180,22 +2226,22 @@ def _read_git(folder: str) -> dict[str, Any]:
             return {}
         root = os.path.dirname(root)
         git_dir = os.path.join(root, ".git")
-    found = {"root": root}
+    git = {"root": root}
     with contextlib.suppress(OSError, ValueError, StopIteration):
         if os.path.isfile(git_dir):  # of a further worktree, or of a submodule
             git_dir = os.path.join(root, _read_line(git_dir).removeprefix("gitdir: "))
-        found["commit"] = _read_line(git_dir, "HEAD")
-        if found["commit"].startswith("ref: "):
-            ref = found.pop("commit").removeprefix("ref: ")
-            found["branch"] = ref.removeprefix("refs/heads/")
+        git["commit"] = _read_line(git_dir, "HEAD")
+        if git["commit"].startswith("ref: "):
+            ref = git.pop("commit").removeprefix("ref: ")
+            git["branch"] = ref.removeprefix("refs/heads/")
             with contextlib.suppress(FileNotFoundError):  # a worktree has none itself
                 git_dir = os.path.join(git_dir, _read_line(git_dir, "commondir"))
             with contextlib.suppress(FileNotFoundError):
-                return {**found, "commit": _read_line(git_dir, ref)}
+                return {**git, "commit": _read_line(git_dir, ref)}
             with open(os.path.join(git_dir, "packed-refs"), encoding="utf-8") as file:
                 lines = map(str.split, file)
-                found["commit"] = next(line[0] for line in lines if line[1:] == [ref])
-    return found
+                git["commit"] = next(line[0] for line in lines if line[1:] == [ref])
+    return git
 
 
 @functools.lru_cache(maxsize=1)  # git is asked once
@@ -2203,14 +2249,14 @@ def _describe_git() -> tuple[dict[str, Any], bytes]:
     """Return the state of the program's repository, and the patch of its changes."""
     script = getattr(sys.modules["__main__"], "__file__", None) or "."
     folders = os.path.dirname(os.path.realpath(script)), os.getcwd()
-    found = next(filter(None, map(_read_git, folders)), {})
+    git = next(filter(None, map(_read_git, folders)), {})
     deadline = time.monotonic() + _GIT_LIMIT_S
 
     def ask(*args: str) -> bytes:
         # an optional lock is in the way of the user's commits, fsmonitor is a daemon
         options = "--no-optional-locks", "-c", "core.fsmonitor=0"
         return subprocess.run(
-            ["git", "-C", found["root"], *options, *args], stdin=subprocess.DEVNULL,
+            ["git", "-C", git["root"], *options, *args], stdin=subprocess.DEVNULL,
             capture_output=True, check=True, timeout=deadline - time.monotonic(),
         ).stdout  # fmt: skip
 
@@ -2219,11 +2265,11 @@ def _describe_git() -> tuple[dict[str, Any], bytes]:
         entries = ask("status", "--porcelain").decode(errors="replace").splitlines()
         # a directory that is new is taken for one of outputs
         known = [e[:1000] for e in entries if not re.fullmatch(r'\?\? .*/"?', e)]
-        found["changed"] = known[:100]
+        git["changed"] = known[:100]
         if any(not entry.startswith("??") for entry in entries):
             patch = ask("diff", "HEAD", "--binary", "--no-ext-diff", "--no-textconv")
-            found["diff_bytes"] = len(patch)
-    return found, patch if len(patch) <= _HISTORY_MAX else b""
+            git["diff_bytes"] = len(patch)
+    return git, patch if len(patch) <= _PATCH_MAX else b""
 
 
 def _now() -> str:
@@ -2242,7 +2288,9 @@ class _History:
         self.is_kept = True
         self.has_begun = False
         self._run_dir = run_dir
-        self._handled = 0  # id of the exception that was being handled at the beginning
+        # id of the exception that was handled at the beginning: a run that was opened
+        # in an except block did not fail by that
+        self._handled = 0
 
     def begin(self) -> None:
         """Say who writes the run, once it does."""
@@ -2278,12 +2326,13 @@ class _History:
             status = "interrupted" if isinstance(err, KeyboardInterrupt) else "failed"
             facts["error"] = lambda: _one_line(err)
             facts["trace"] = lambda: "".join(traceback.format_exception(err))[-10_000:]
-        unit = 20 if sys.platform == "darwin" else 10  # bytes, or KB
+        # ru_maxrss is in bytes on macOS, else in KB
+        shift = 20 if sys.platform == "darwin" else 10
         self._append(
             status=lambda: status,
             **facts,
             cpu_s=time.process_time,
-            max_rss_mb=lambda: resource.getrusage(0).ru_maxrss >> unit,
+            max_rss_mb=lambda: resource.getrusage(0).ru_maxrss >> shift,
         )
 
     def _append(self, **facts: Callable[[], Any]) -> None:
@@ -2302,7 +2351,7 @@ class _History:
 
 
 def _read_history(run_dir: str) -> list[dict[str, Any]]:
-    """Return the lines of a run's history, oldest first; those that are none left out.
+    """Return the lines of a run's history, oldest first, without damaged ones.
 
     Anyone may have written them: of what is in ``git`` and ``job``, believe no type.
     """
@@ -2345,33 +2394,6 @@ def _attempts(history: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 #   closes its copy of the lock, or the run would stay locked when the parent dies.
 
 
-class _State(NamedTuple):
-    """What `.tables/state.json` says; see On-disk format."""
-
-    rows: Mapping[str, int] = types.MappingProxyType({})  # by the table's file name
-    stores: Sequence[str] = ()
-
-    def nrows(self, table_path: str) -> int:
-        """Return how many rows of a table were synced."""
-        return self.rows.get(os.path.basename(table_path), 0)
-
-
-def _read_state(tables_dir: str) -> _State:
-    """Read a run's state; what is damaged or missing says nothing."""
-    with contextlib.suppress(CorruptError, FileNotFoundError, ValueError, KeyError):
-        line = _read_file(os.path.join(tables_dir, _STATE_NAME), _STATE_MAX)
-        fields = _decode_line(line)
-        rows, stores = fields["rows"], fields["stores"]
-        if isinstance(rows, dict) and isinstance(stores, list):
-            return _State({k: n for k, n in rows.items() if type(n) is int}, stores)
-    return _State()
-
-
-def _write_state(tables_dir: str, state: _State) -> None:
-    line = _encode_line({"rows": dict(state.rows), "stores": [*state.stores]})
-    _write_file(os.path.join(tables_dir, _STATE_NAME), line)
-
-
 def _digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
@@ -2395,8 +2417,7 @@ def _list_runs(directory: str, warn: bool = False) -> list[str]:
             ):
                 shut.append(entry.name)
     if shut and warn:
-        where = _printable(directory), _shorten(shut)
-        _log.warning("no permission to read in %s: %s", *where)
+        _log.warning("no permission to read in %s: %s", directory, _shorten(shut))
     return sorted(exp_ids)
 
 
@@ -2430,11 +2451,10 @@ def _list_tables(run_dir: str) -> list[str] | None:
     return sorted(names)
 
 
-def _no_table(run_dir: str, name: str, names: Iterable[str]) -> NotFoundError:
-    return NotFoundError(
-        f"no table {name!r} in {run_dir}. Tables: "
-        f"{_printable(', '.join(names) or 'none')}"
-    )
+def _no_table(run_dir: str, name: str, names: Collection[str]) -> NotFoundError:
+    if not _is_run(run_dir):
+        return NotFoundError(f"the run {run_dir} is gone: it was moved or deleted")
+    return NotFoundError(f"no table {name!r} in {run_dir}. Tables: {_shorten(names)}")
 
 
 def _read_original(run_dir: str) -> dict[str, _Rows]:
@@ -2467,7 +2487,7 @@ def _read_rows(run_dir: str, name: str) -> _Rows:
     if table := _open_table(run_dir, name):
         with table:
             [rows] = _merge_rows([_no_rows(table.schema), *table.blocks()])
-        return rows._replace(sources=[0], counts=[sum(rows.counts)])
+        return rows._replace(sources=[0], counts=[rows.nrows])
     found = _read_original(run_dir)
     if name not in found:
         raise _no_table(run_dir, name, sorted(found or _list_tables(run_dir) or ()))
@@ -2483,7 +2503,7 @@ def _read_frame(
             capacity = min(table.count, _CAPACITY_MAX)  # a hole may make it a billion
             return _frame(table.schema.header, table.blocks(), capacity, columns)
     rows = _read_rows(run_dir, name)
-    return _frame(rows.header, [rows], rows.counts[0], columns)
+    return _frame(rows.header, [rows], rows.nrows, columns)
 
 
 def _read_ends(
@@ -2501,15 +2521,15 @@ def _read_ends(
     if table := _open_table(run_dir, name):
         with table:
             nrows = table.count
-            start, end = span(nrows)
-            at = nrows if start < end == nrows else max(0, nrows - 1)
-            rows = table.read(start, end - start, table.start_of(start))
-            proof = table.read(at, nrows - at, table.start_of(at))
-            if rows.counts[0] == end - start and proof.counts[0] == nrows - at:
+            begin, end = span(nrows)
+            rows = table.read(begin, end - begin, table.start_of(begin))
+            # then the last record, if it is not among them
+            before = nrows if begin < end == nrows else max(0, nrows - 1)
+            proof = table.read(before, nrows - before, table.start_of(before))
+            if rows.nrows == end - begin and proof.nrows == nrows - before:
                 return nrows, rows
     rows = _read_rows(run_dir, name)
-    nrows = rows.counts[0]
-    return nrows, _slice_rows(rows, *span(nrows))
+    return rows.nrows, _slice_rows(rows, *span(rows.nrows))
 
 
 def _read_header(run_dir: str, name: str) -> bytes:
@@ -2608,9 +2628,8 @@ class _Run:
         self._sync_error: StorageError | None = None
         self._export_lock = threading.RLock()
         self._is_exporting = False
-        self._closed_ends: dict[
-            str, tuple[int, int]
-        ] = {}  # of writers closed meanwhile
+        # of tables whose files we closed, having too many open
+        self._closed_ends: dict[str, tuple[int, int]] = {}
         _runs.add(self)
 
     def _make_dirs(self, new: bool) -> list[str]:
@@ -2633,7 +2652,7 @@ class _Run:
         parents = self._make_dirs(new)
         with self.lock:
             if self._lock_fd >= 0:
-                return  # store.h5 comes back with the next export
+                return  # we write this run; the next export makes store.h5 again
             for attempts_left in reversed(range(200)):
                 if os.path.exists(self.store_path):
                     return
@@ -2816,14 +2835,14 @@ class _Run:
         if name not in (_list_tables(self.path) or ()):
             self.claim()  # which may convert a run of the original: look again
         if name in (_list_tables(self.path) or ()):
-            found = _decode_header(_read_header(self.path, name))
-            if found.columns == schema.columns:
-                return found  # whose columns may be in another order
-            writer = self.writers.get(name) or self.open_writer(name, found)
+            on_disk = _decode_header(_read_header(self.path, name))
+            if on_disk.columns == schema.columns:
+                return on_disk  # whose columns may be in another order
+            writer = self.writers.get(name) or self.open_writer(name, on_disk)
             if writer.end[0]:
                 raise SchemaError(
                     f"table {name!r} in {self.path} has rows, and columns "
-                    f"{found.columns}, not {schema.columns}; use another name, or a "
+                    f"{on_disk.columns}, not {schema.columns}; use another name, or a "
                     "new run"
                 )
             self._close_writer(name)
@@ -2853,8 +2872,7 @@ class _Run:
 
     def _close_writer(self, name: str) -> None:
         self._closed_ends[name] = self.writers[name].end
-        writer = self.writers.pop(name)
-        writer.close()
+        self.writers.pop(name).close()
 
     def nrows(self, name: str) -> int:
         """Return how many rows a table has."""
@@ -2907,7 +2925,7 @@ class _Run:
         """Sync tables and objects, whoever wrote them; then the directories."""
         if self._sync_error is not None:  # the system has forgotten it, but we have not
             raise self._sync_error
-        if object_paths is None:
+        if object_paths is None:  # the first time: directories too, whoever made them
             object_paths = [self.tables_dir, os.path.dirname(self.path)]
             if _is_real_dir(self.objects_dir):
                 uids = os.listdir(self.objects_dir)
@@ -2940,7 +2958,7 @@ class _Run:
                 if export:
                     all_rows[name] = _read_rows(self.path, name)
                     if not any(name in there for there in opened):  # so none is newer
-                        nrows = all_rows[name].counts[0]
+                        nrows = all_rows[name].nrows
             except (CorruptError, NotFoundError) as err:
                 _log.warning("left out of %s: %s", _STORE_NAME, err)
                 is_whole = False
@@ -2993,7 +3011,7 @@ class _Run:
                 self._release()
 
     def _refuse_amid_export(self) -> None:
-        if self._is_exporting:  # by this thread, which holds the lock again
+        if self._is_exporting:  # by this thread, as we hold _export_lock
             raise WriteRefusedError(
                 f"a signal handler came amid an export of {self.path}; set a flag "
                 "there and close in the main program"
@@ -3024,11 +3042,12 @@ class _Run:
         with contextlib.suppress(OSError):
             self._release()
 
-    def close_at_last(self, is_late: Any = sys.is_finalizing) -> None:
+    def close_at_last(self, is_finalizing: Any = sys.is_finalizing) -> None:
         """Close, where nobody is left to take an exception."""
-        # amid an export, as the garbage collector came: who exports closes, too. Late,
-        # names of this module may be None, but atexit has been here.
-        if is_late() or self._is_exporting:
+        # Once the interpreter finalizes, names of this module may be None, and atexit
+        # has been here. The garbage collector may call this amid our own export: who
+        # exports closes, too.
+        if is_finalizing() or self._is_exporting:
             return
         # where there is a prompt, the last exception is of something before
         error = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
@@ -3078,8 +3097,9 @@ class _Handle:
     def claim(self) -> None:
         """Take the run's lock before a write, as :meth:`_Run.claim`."""
         if self.refusal:
-            what = f"{self.run.path} may not be written: {self.refusal}"
-            raise WriteRefusedError(what)
+            raise WriteRefusedError(
+                f"{self.run.path} may not be written: {self.refusal}"
+            )
         with self.run.lock:  # of two threads' first writes, one takes it
             self.run.claim()
 
@@ -3107,9 +3127,9 @@ class _Handle:
                 run.users += 1
                 self._is_user = True
 
-    def drop(self, is_late: Any = sys.is_finalizing) -> None:
+    def drop(self, is_finalizing: Any = sys.is_finalizing) -> None:
         """Do as :meth:`close` when the Store is gone; its Tables may still write."""
-        if not is_late() and self._is_user:
+        if not is_finalizing() and self._is_user:
             self._is_user = False
             self.run.users -= 1
             if not self.run.users:
@@ -3199,7 +3219,7 @@ class Table:
         return "\n".join(map(_printable, lines))
 
     def __repr__(self) -> str:
-        columns = ", ".join(f"{c}: {kind}" for c, kind in self._schema.columns.items())
+        columns = ", ".join(f"{c}: {k}" for c, k in self._schema.columns.items())
         shown = f"<Table {self.name!r} of {self._run.path}, {columns}>"
         return _printable(shown, _MESSAGE_MAX)
 
@@ -3229,7 +3249,7 @@ class Table:
         return _read_frame(self._run.path, self.name)
 
     def frame(self, columns: Collection[str] | None = None) -> pd.DataFrame:
-        """Return :attr:`df` with some columns only; the others are not decoded.
+        """Return :attr:`df` with some columns, or one; the others are not decoded.
 
         Raises:
             SchemaError: There is no such column.
@@ -3247,8 +3267,8 @@ class Table:
         if operator.index(n) < 0:
             raise ValueError(f"n is a number of rows, got {n}")
         nrows, rows = _read_ends(self._run.path, self.name, last=n)
-        frame = _frame(rows.header, [rows], rows.counts[0])
-        frame.index = pd.RangeIndex(nrows - rows.counts[0], nrows)
+        frame = _frame(rows.header, [rows], rows.nrows)
+        frame.index = pd.RangeIndex(nrows - rows.nrows, nrows)
         return frame
 
     def update_row(self, data: Any) -> None:
@@ -3299,10 +3319,8 @@ class Table:
         replaced = {name for name in names if self._staged[slots[name][0]] is not None}
         if not self._has_warned and not replaced.isdisjoint(self._replaced):
             self._has_warned = True
-            _log.warning(
-                "%s: a value for table %r was replaced twice; flush_row() ends a row",
-                *(self._run.path, self.name),
-            )
+            what = "%s: a value for table %r was replaced twice; flush_row() ends a row"
+            _log.warning(what, self._run.path, self.name)
         self._replaced |= replaced
 
     def flush_row(self) -> None:
@@ -3319,7 +3337,7 @@ class Table:
 
             After any of them the row is still staged, and no part of it written.
         """
-        self._do(self._flush)
+        self._do(lambda: self._write(self._staged))
 
     def append_row(self, data: Any) -> None:
         """Stage ``data`` and flush the row in one call; on error, neither is done.
@@ -3345,9 +3363,6 @@ class Table:
                     self._write(self._merge(data))
             finally:
                 run.is_busy = False
-
-    def _flush(self) -> None:
-        self._write(self._staged)
 
     def append_rows(self, data: Any) -> None:
         """Append many rows in one call; all are refused, or all are written.
@@ -3398,7 +3413,7 @@ class Table:
                 converted[i] = [self._create_object(v, paths) for v in converted[i]]
             rows = _encode_rows(self._schema.header, converted, *end)
             if rows.records:
-                writer.append(rows.records, rows.texts, rows.counts[0])
+                writer.append(rows.records, rows.texts, rows.nrows)
         finally:
             self._settle_objects(paths, is_written=writer.end != end)
 
@@ -3417,8 +3432,7 @@ class Table:
                     kind.convert(array.min())
                     kind.convert(array.max())
                     return array
-        converted = []
-        value = None
+        converted, value = [], None
         try:
             # iterating over Arrow's text is slow
             for value in values.tolist() if isinstance(values, pd.Series) else values:
@@ -3454,11 +3468,9 @@ class Table:
     def _refusal(self, name: Any, value: Any, err: Exception) -> SchemaError:
         columns = self._schema.columns
         if name in columns:
-            is_short = isinstance(value, (int, float, str)) and not (
-                isinstance(value, int) and value.bit_length() > 200
-            )
             shown = f"a value of type {type(value).__name__}"
-            if is_short or value is None:
+            is_huge = isinstance(value, int) and value.bit_length() > 200
+            if isinstance(value, (int, float, str, type(None))) and not is_huge:
                 shown = reprlib.repr(value)
             return SchemaError(
                 f"column {name!r} of table {self.name!r} is {columns[name]} and cannot "
@@ -3480,8 +3492,7 @@ class Table:
                 f"{', '.join(map(repr, missing))}; give one with update_row first"
             )
         schema, staged, writer = self._schema, self._staged, self._get_writer()
-        end, text = writer.end, b""
-        paths: list[str] = []
+        end, text, paths = writer.end, b"", list[str]()
         try:
             self._staged = schema.blank
             self._replaced.clear()
@@ -3591,14 +3602,12 @@ def _as_float(value: Any) -> float:
         return math.inf if value > 0 else -math.inf
 
 
-_CRC_BLOCK: Final = 256  # bytes
-
-
 # A CRC is linear: that of a whole is the XOR of what each byte adds at its place.
 # So blocks are summed by numpy, and of a record only the bytes that change.
-_CRC_TABLE: Final = _make_crc_table(_CRC_BLOCK, _CRC32C)
+_CRC_BLOCK: Final = 256  # bytes
+_CRC_LOOKUP: Final = _make_crc_lookup(_CRC_BLOCK, _CRC32C)
 _CRC_OFFSETS: Final = np.arange(0, _CRC_BLOCK * 256, 256)
-_CRC_FIRST: Final = _CRC_TABLE[:4].tolist()
+_CRC_FIRST: Final = _CRC_LOOKUP[:4].tolist()
 
 
 def _crc32c(data: bytes) -> int:
@@ -3611,7 +3620,7 @@ def _crc32c(data: bytes) -> int:
     crc = 0
     for start in range(0, len(blocks), 256):  # 64 KiB at a time, to save memory
         index = blocks[start : start + 256] + _CRC_OFFSETS
-        for part in np.bitwise_xor.reduce(_CRC_TABLE.take(index), axis=1).tolist():
+        for part in np.bitwise_xor.reduce(_CRC_LOOKUP.take(index), axis=1).tolist():
             part ^= t0[crc & 255] ^ t1[crc >> 8 & 255]
             crc = part ^ t2[crc >> 16 & 255] ^ t3[crc >> 24]
     return crc ^ 0xFFFFFFFF
@@ -3705,9 +3714,9 @@ def _encode_png(pixels: npt.NDArray[np.uint8]) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, color_type, 0, 0, 0)
     png = b"\x89PNG\r\n\x1a\n"
     body = zlib.compress(lines.tobytes())
-    for kind, data in (b"IHDR", header), (b"IDAT", body), (b"IEND", b""):
-        png += struct.pack(">I", len(data)) + kind + data
-        png += struct.pack(">I", zlib.crc32(kind + data))
+    for name, data in (b"IHDR", header), (b"IDAT", body), (b"IEND", b""):
+        png += struct.pack(">I", len(data)) + name + data
+        png += struct.pack(">I", zlib.crc32(name + data))
     return png
 
 
@@ -3775,7 +3784,7 @@ def _encode_layout(layout: Mapping[str, Mapping[str, Sequence[Any]]]) -> bytes:
 # byte of these adds to the CRC is looked up without a loop, which takes twice as long.
 _SCALAR_END: Final = struct.Struct("<fBdBB")  # value, key, wall time, key, step % 128
 _V0, _V1, _V2, _V3, _, _W0, _W1, _W2, _W3, _W4, _W5, _W6, _W7, _, _S0, *_S_HIGH = (
-    _CRC_TABLE[-19:].tolist()
+    _CRC_LOOKUP[-19:].tolist()
 )
 _LOOP_MAX: Final = 120  # bytes that a loop looks up in less time than numpy
 
@@ -3786,7 +3795,7 @@ def _encode_high_step(high: int) -> tuple[bytes, int]:
     if not 0 <= high < 2**28:
         raise OverflowError
     encoded = bytes([*(high >> shift & 127 | 128 for shift in (0, 7, 14)), high >> 21])
-    added = (table[byte] for table, byte in zip(_S_HIGH, encoded))
+    added = (lookup[byte] for lookup, byte in zip(_S_HIGH, encoded))
     return encoded, functools.reduce(operator.xor, added)
 
 
@@ -3818,10 +3827,10 @@ class _ScalarRecord:
         places = (ends[1:-1, None] + np.arange(-4, 0)).ravel()
         self._pack = struct.Struct(f"<{len(tags) - 1}f").pack
         self._split = struct.Struct("4s" * (len(tags) - 1)).unpack
-        table = _make_crc_table(len(data), _CRC32C)[places]
-        self._offsets = np.arange(0, table.size, 256)
-        self._table = table.ravel()
-        self._tables = table.tolist() if len(places) <= _LOOP_MAX else None
+        lookup = _make_crc_lookup(len(data), _CRC32C)[places]
+        self._offsets = np.arange(0, lookup.size, 256)
+        self._lookup = lookup.ravel()
+        self._lookups = lookup.tolist() if len(places) <= _LOOP_MAX else None
 
     def encode(self, values: Sequence[float], wall_time: float, step: int) -> bytes:
         """Encode the record; values are in the order of the tags."""
@@ -3837,11 +3846,11 @@ class _ScalarRecord:
             )
             return _encode_tfrecord(_encode_event(wall_time, step, summary))
         crc ^= self._crc
-        if self._tables is not None:
-            for table, byte in zip(self._tables, numbers):
-                crc ^= table[byte]
+        if self._lookups is not None:
+            for lookup, byte in zip(self._lookups, numbers):
+                crc ^= lookup[byte]
         else:
-            added = self._table[np.frombuffer(numbers, np.uint8) + self._offsets]
+            added = self._lookup[np.frombuffer(numbers, np.uint8) + self._offsets]
             crc ^= int(np.bitwise_xor.reduce(added))
         pieces = self._pieces.copy()
         pieces[1::2] = self._split(numbers)
@@ -3931,8 +3940,10 @@ class EventWriter:
 
     ``logdir`` (or ``log_dir``) defaults to ``runs/<date>_<host><comment>``.
     ``purge_step`` hides what a resumed run's earlier files have from this step on.
-    ``write_to_disk=False`` only checks arguments. ``max_queue``, ``flush_secs``,
-    ``comet_config`` and further arguments have no meaning here and change nothing.
+    ``write_to_disk=False`` only checks arguments. These are taken, and change nothing:
+    ``max_queue``, ``flush_secs``, ``comet_config`` and further arguments here,
+    ``new_style`` and ``double_precision`` of add_scalar, ``num_thresholds`` and
+    ``weights`` of add_pr_curve_raw.
     """
 
     def __init__(
@@ -4558,6 +4569,11 @@ class _Lookup(Mapping[str, Any]):
         return f"<{', '.join(map(_printable, self)) or 'none'}>"
 
 
+def _check_mode(mode: str) -> None:
+    if mode not in ("a", "r", "w"):
+        raise ValueError(f"mode must be 'a', 'r' or 'w', got {mode!r}")
+
+
 class Store:
     """One run: a directory with tables, an event writer and room for files.
 
@@ -4602,8 +4618,7 @@ class Store:
             NotFoundError: The mode is ``r`` and it does not.
             WriteRefusedError: The mode is ``w`` and another process writes the run.
         """
-        if mode not in ("a", "r", "w"):
-            raise ValueError(f"mode must be 'a', 'r' or 'w', got {mode!r}")
+        _check_mode(mode)
         exp_id = str(uuid.uuid4()) if exp_id in (None, "") else exp_id
         is_name = isinstance(exp_id, str) and exp_id not in (".", "..")
         if not is_name or {"/", os.sep, "\0"} & set(exp_id):
@@ -4636,11 +4651,11 @@ class Store:
                 raise NotFoundError(f"there is no run of cox at {self.path}")
         elif not os.path.exists(self._handle.run.store_path):
             if mode == "a" and _list_tables(self.path):
-                _log.warning(
+                what = (
                     "%s has no %s, but its tables are there, and go on. To begin the "
-                    'run afresh, open it with mode="w"',
-                    *(self.path, _STORE_NAME),
+                    'run afresh, open it with mode="w"'
                 )
+                _log.warning(what, self.path, _STORE_NAME)
             self._handle.run.create(new)
         if mode == "w":
             self._handle.run.erase()
@@ -4864,11 +4879,8 @@ class Store:
             self._writer.close()
         for table in self._tables.values():
             if table._staged is not table._schema.blank and not self._handle.refusal:
-                _log.warning(
-                    "%s: a row of table %r was staged and never flushed",
-                    self.path,
-                    table.name,
-                )
+                what = "%s: a row of table %r was staged and never flushed"
+                _log.warning(what, self.path, table.name)
         # set in `with` and `finally` too, where an exception is on its way
         self._handle.close("done", sys.exc_info()[1])
 
@@ -4882,8 +4894,8 @@ class Store:
 _BATCH_SIZE: Final = 250  # runs
 _BATCH_MIN: Final = 12  # runs; fewer cost more than spreading them gains
 _SUMMARY: Final = (  # what CollectionReader.runs() says of each run
-    *("status", "started", "seconds", "attempts", "host", "job", "commit", "error"),
-)
+    "status", "started", "seconds", "attempts", "host", "job", "commit", "error",
+)  # fmt: skip
 
 
 def _read_each(
@@ -4917,14 +4929,14 @@ def _read_unproven(tables_dir: str, stem: str, source: int) -> _Rows | None:
     path = tables_dir + os.sep + stem
     try:
         _refuse_link(tables_dir)
-        data = _read_quickly(path + _ROWS_SUFFIX, _HEAD_SIZE)
+        data = _read_quickly(path + _ROWS_SUFFIX, _PREFIX_SIZE)
         schema = _decode_header(data[: data.find(b"\n") + 1])
         records, text = data[len(schema.header) :], b""
-        count, torn_size = divmod(len(records), schema.dtype.itemsize)
-        if torn_size or len(data) == _HEAD_SIZE:
+        count, torn_size = divmod(len(records), schema.record_size)
+        if torn_size or len(data) == _PREFIX_SIZE:
             return None
         if schema.text_fields and count:
-            last = len(records) - schema.dtype.itemsize
+            last = len(records) - schema.record_size
             _, *values, start = schema.struct.unpack_from(records, last)
             size = start + sum(values[i] for i in schema.text_fields)
             if not 0 <= size <= _BLOCK_SIZE:
@@ -4952,7 +4964,7 @@ def _read_rows_batch(
     )
     found = {rows.sources[0]: rows for rows in unproven if rows}
     joined = _merge_rows(found.values())
-    joined = [rows for rows in joined if _count_good(rows) == sum(rows.counts)]
+    joined = [rows for rows in joined if _count_good(rows) == rows.nrows]
     proven = {source for rows in joined for source in rows.sources}
     others = {source: runs[source] for source in runs if source not in proven}
     if not others:
@@ -5052,15 +5064,6 @@ def _summarize_batch(
     return summaries, errors
 
 
-_read_headers_batch: Final = functools.partial(_read_each, _read_headers)
-
-
-def _shorten(names: Collection[str], limit: int = 20) -> str:
-    """Return names joined by commas, a long list cut."""
-    shown = _printable(", ".join(itertools.islice(names, limit)), 2000)
-    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
 class CollectionReader:
     """All runs in a directory, each table of them as one frame.
 
@@ -5083,17 +5086,18 @@ class CollectionReader:
 
         Args:
             directory: Directory of runs; anything else in it is passed over.
-            log_warnings: Warn where tables of one name have different schemas.
+            log_warnings: Warn where tables of one name have different schemas, and of
+                directories that may not be read.
             mode: Mode for :meth:`get_store`: ``a`` or ``w`` to write, erasing nothing.
             exp_filter: Called with each exp_id; takes the run if it returns true.
-            skip_errs: Leave out runs that cannot be read, with a warning, always.
+            skip_errs: Leave out runs that cannot be read, with a warning, here and in
+                every :meth:`df`.
             executor: Threads, processes, dask or MPI to spread the reading over.
 
         Raises:
             NotFoundError: There is no such directory.
         """
-        if mode not in ("a", "r", "w"):
-            raise ValueError(f"mode must be 'a', 'r' or 'w', got {mode!r}")
+        _check_mode(mode)
         self.directory = os.path.abspath(os.path.expanduser(directory))
         self._mode = "r" if mode == "r" else "a"
         self._executor = executor
@@ -5111,8 +5115,9 @@ class CollectionReader:
     def _headers(self) -> dict[str, dict[bytes, list[str]]]:
         """Ids of the runs by table and header, read when first asked for."""
         known: dict[str, dict[bytes, list[str]]] = {}
-        for found, errors in self._read_batches(_read_headers_batch, self.exp_ids):
-            for source, headers in found.items():
+        read = functools.partial(_read_each, _read_headers)
+        for all_headers, errors in self._read_batches(read, self.exp_ids):
+            for source, headers in all_headers.items():
                 for table, header in headers.items():
                     by_header = known.setdefault(table, {})
                     by_header.setdefault(header, []).append(self.exp_ids[source])
@@ -5123,8 +5128,7 @@ class CollectionReader:
                     f"{_decode_header(header).columns} in {_shorten(exp_ids, 3)}"
                     for header, exp_ids in by_header.items()
                 )
-                where = _printable(repr(table)), _printable(kinds, 1000)
-                _log.warning("table %s has different schemas: %s", *where)
+                _log.warning("table %r has different schemas: %s", table, kinds[:1000])
         return known
 
     def __repr__(self) -> str:
@@ -5198,7 +5202,7 @@ class CollectionReader:
             exp_filter: Called with each exp_id; takes the run if it returns true.
             skip_errors: Leave out runs that cannot be read, with a warning.
             ignore_index: Make the index 0 to n-1.
-            columns: Names of the columns to take; None for all.
+            columns: Names of the columns to take, or one name; None for all.
 
         Returns:
             Frame with the rows of all runs, in order of exp_id. The index counts
@@ -5206,13 +5210,15 @@ class CollectionReader:
 
         Raises:
             NotFoundError: No run has this table.
-            SchemaError: Columns differ between runs.
+            SchemaError: Columns differ between runs, or there is none of a name in
+                ``columns`` or ``keep_serialized``.
             CorruptError: A run cannot be read.
             CoxError: An object in a run cannot be decoded.
         """
         exp_ids = [e for e in self.exp_ids if exp_filter is None or exp_filter(e)]
         if isinstance(keep_serialized, str):
             keep_serialized = [keep_serialized]
+        columns = [columns] if isinstance(columns, str) else columns
         skip_errors = skip_errors or self._skip_errs
         groups = self._read_groups(key, exp_ids, skip_errors)
         there = {c for rows in groups for c in _decode_header(rows.header).columns}
@@ -5271,19 +5277,22 @@ class CollectionReader:
         last = [last] if isinstance(last, str) else list(last)
         rows: list[dict[str, Any]] = []
         batches = self._read_batches(_summarize_batch, self.exp_ids, params, last)
-        for found, errors in batches:
-            rows += found.values()
+        for summaries, errors in batches:
+            rows += summaries.values()
             for source, err in errors.items():
-                _log.warning("run %s: %s", _printable(self.exp_ids[source]), err)
+                _log.warning("run %s: %s", self.exp_ids[source], err)
         columns = dict.fromkeys(itertools.chain(_SUMMARY, *rows))
         ids = pd.Index(self.exp_ids, name="exp_id", dtype=_text_dtype())
         frame: pd.DataFrame = pd.DataFrame(rows, ids, [*columns])
+        # "seconds" still holds the end time, see _summarize
         started, ended = (
             pd.to_datetime(frame[name], utc=True, format="ISO8601", errors="coerce")
             for name in ("started", "seconds")
         )
-        seconds = (ended - started).dt.total_seconds()
-        frame["started"], frame["seconds"] = started, seconds
+        frame["started"], frame["seconds"] = (
+            started,
+            (ended - started).dt.total_seconds(),
+        )
         return frame
 
     def _read_groups(self, key: str, exp_ids: list[str], skip: bool) -> list[_Rows]:
@@ -5298,16 +5307,14 @@ class CollectionReader:
         if not parts:
             raise NotFoundError(
                 f"no run of {len(exp_ids)} in {self.directory} has a table {key!r}. "
-                f"Tables: {_shorten(self.tables) or 'none'}"
+                f"Tables: {_shorten(self.tables)}"
             )
         # a run without any table has only begun
         if lacking := [
             e for e in lacking if _list_tables(os.path.join(self.directory, e)) != []
         ]:
-            _log.warning(
-                "%d of %d runs in %s have no table %r: %s",
-                *(len(lacking), len(exp_ids), self.directory, key, _shorten(lacking)),
-            )
+            count = f"{len(lacking)} of {len(exp_ids)} runs in {self.directory}"
+            _log.warning("%s have no table %r: %s", count, key, _shorten(lacking))
         return _merge_rows(parts)
 
     def _decode_frame(
@@ -5375,7 +5382,7 @@ class CollectionReader:
         for source, err in errors.items():
             if not skip:
                 raise err
-            _log.warning("skipped run %s: %s", _printable(exp_ids[source]), err)
+            _log.warning("skipped run %s: %s", exp_ids[source], err)
 
     def _check_columns(
         self,
@@ -5407,7 +5414,7 @@ def _decode_each(
     rows: _Rows, columns: Collection[str] | None
 ) -> tuple[pd.DataFrame, dict[int, Exception]]:
     """Return the frame of several tables' rows, and which of them have bad text."""
-    nrows, errors = sum(rows.counts), dict[int, Exception]()
+    nrows, errors = rows.nrows, dict[int, Exception]()
     try:
         return _frame(rows.header, [rows], nrows, columns), errors
     except CorruptError:
@@ -5426,10 +5433,10 @@ def _decode_each(
 def _decoding_error(exp_id: str, name: str, err: Exception) -> CoxError:
     needs_torch = isinstance(err, ImportError) and err.name == "torch"
     return CoxError(
-        f"column {name!r} of run {_printable(exp_id)} cannot be decoded; "
+        f"column {name!r:.200} of run {exp_id} cannot be decoded; "
         f"{'install torch' if needs_torch else 'import what its objects need'}, or "
-        f"pass keep_serialized=[{name!r}] to get the stored strings. The cause: "
-        + _printable(" ".join(f"{type(err).__name__}: {err}".split()))
+        f"pass keep_serialized=[{name!r:.200}] to get the stored strings. The cause: "
+        f"{_one_line(err)}"
     )
 
 
@@ -5460,16 +5467,16 @@ _HAS_LINKS: Final = "with links among its event files, which are not followed"
 
 
 def _say(line: str, command: str = "tb") -> None:
-    text = _printable(f"{command}: {line}".replace("\n", " "), 2000)
+    text = _printable(f"{command}: {line}", 2000)
     print("cox", text, file=sys.stderr, flush=True)
 
 
 def _stamp(path: str, is_kind: Callable[[int], bool] = stat.S_ISREG) -> tuple[int, ...]:
     """What changes with a regular file; () for any other (a fifo would block)."""
     with contextlib.suppress(OSError):
-        status = os.lstat(path)
-        if is_kind(status.st_mode):
-            return status.st_mtime_ns, status.st_size
+        info = os.lstat(path)
+        if is_kind(info.st_mode):
+            return info.st_mtime_ns, info.st_size
     return ()
 
 
@@ -5514,7 +5521,7 @@ class _ViewedRun:
     status: str = ""
     history_stamp: tuple[int, ...] = ()  # of the file when it had this status
     outcome: int = 0  # in HPARAMS
-    back_at: float = 0.0  # time until which it must not be there
+    back_at: float = 0.0  # monotonic time before which it stays out of the view
     # stamps of its directories of event files when those were linked, by path
     linked: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
@@ -5611,7 +5618,7 @@ class _View:
                         self._link(exp_id, run)
                     except Exception as err:  # no room for the view, say
                         self._hide(run)
-                        run.left_out = str(getattr(err, "strerror", None) or err)
+                        run.left_out = str(getattr(err, "strerror", None) or err)[:200]
             is_first = not self.is_begun.is_set()
             self.is_begun.set()
             if is_first and is_more:  # TensorBoard starts, in Python: not both at once
@@ -5636,7 +5643,7 @@ class _View:
                 if stamp != run.params_stamp:
                     changed.append((stamp, exp_id))
         changed.sort(reverse=True)
-        count = max(_READ_AT_ONCE, len(self.runs))
+        count = max(_READ_AT_ONCE, len(self.runs))  # twice as many per pass
         for stamp, exp_id in changed[:count]:
             run = self.runs.setdefault(exp_id, _ViewedRun())
             run.params_stamp = stamp
@@ -5755,9 +5762,7 @@ class _View:
         elif outcome != run.outcome:
             run.outcome, now = outcome, time.time()
             end = _pb_int(1, outcome) + _pb_double(2, stamp[0] / 1e9)
-            event = _encode_event(now, 0, _encode_session("end", 4, end))
-            with open(os.path.join(self.view_dir, run.name, _END_FILE), "wb") as file:
-                file.write(_encode_file_version(now) + _encode_tfrecord(event))
+            self._write_event(run, _END_FILE, now, _encode_session("end", 4, end))
 
     def _add(self, exp_id: str, run: _ViewedRun) -> None:
         name = _run_name(self._format(run.params or {}, exp_id), exp_id)
@@ -5767,9 +5772,15 @@ class _View:
         run.name = name
         if run.params:
             start = run.params_stamp[0] / 1e9
-            event = _encode_event(start, 0, _encode_hparams(run.params, name, start))
-            with open(os.path.join(self.view_dir, name, _HPARAMS_FILE), "wb") as file:
-                file.write(_encode_file_version(start) + _encode_tfrecord(event))
+            values = _encode_hparams(run.params, name, start)
+            self._write_event(run, _HPARAMS_FILE, start, values)
+
+    def _write_event(
+        self, run: _ViewedRun, name: str, wall_time: float, values: bytes
+    ) -> None:
+        event = _encode_event(wall_time, 0, values)
+        with open(os.path.join(self.view_dir, run.name, name), "wb") as file:
+            file.write(_encode_file_version(wall_time) + _encode_tfrecord(event))
 
 
 class _ArgumentParser(argparse.ArgumentParser):
@@ -5924,7 +5935,7 @@ def _find_run(run: str, directory: str) -> str:
     exp_ids = [exp_id for exp_id in _list_runs(directory) if exp_id.startswith(run)]
     exp_ids = [run] if run in exp_ids else exp_ids
     if len(exp_ids) != 1:
-        found = _shorten(exp_ids) or "none"
+        found = _shorten(exp_ids)
         raise CoxError(f"no single run in {directory} begins with {run!r}: {found}")
     return os.path.join(os.path.abspath(directory), exp_ids[0])
 
@@ -5934,8 +5945,8 @@ def _print_table(
 ) -> None:
     """Print the columns that the terminal has room for; say which it has not.
 
-    Line 0 has the names, of which a ``start`` at 1 prints none. Numbers are to the
-    right, in columns of at least ``width``.
+    ``start=1`` omits the names. Numbers are to the right, in columns of at least
+    ``width``.
     """
     room, lines, left_out = shutil.get_terminal_size().columns, [], []
     limit = max(12, room // 4)
@@ -5980,6 +5991,7 @@ def _read_runs(directory: str, params: str) -> tuple[str, pd.DataFrame]:
     frame = reader.runs(params, last).sort_values("started", ascending=False)
     names = [str(name) for name in frame]
     short = {c: c[len(t) + 1 :] for t in last for c in names if c.startswith(f"{t}/")}
+    # train/loss shows as loss where that is unambiguous
     uses = collections.Counter([*frame, *short.values()])
     short = {column: name for column, name in short.items() if uses[name] == 1}
     return directory, frame.rename(columns=short)
@@ -6017,8 +6029,8 @@ def _ls(argv: list[str]) -> int:
     add("--csv", action="store_true", help="all columns, with full values")
     add("--json", action="store_true", help="the same, an object per line")
     if "-s" in argv[:-1]:  # argparse would take -loss for an option
-        at = argv.index("-s")
-        argv[at : at + 2] = [f"-s{argv[at + 1]}"]
+        i = argv.index("-s")
+        argv[i : i + 2] = [f"-s{argv[i + 1]}"]
     options = parser.parse_args(argv)
     directory, frame = _read_runs(options.directory, options.metadata_table)
     try:

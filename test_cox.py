@@ -2422,9 +2422,7 @@ PLAIN = st.recursive(
 @settings(max_examples=50)
 @given(value=PLAIN, protocol=st.integers(3, pickle.HIGHEST_PROTOCOL))
 def test_a_pickle_of_plain_values_is_understood(value, protocol):
-    data = pickle.dumps(value, protocol)
-    text = base64.b64encode(data).decode("ascii")
-    assert repr(cox._plain_object(text)) == repr(value)
+    assert repr(cox._load_plain(pickle.dumps(value, protocol))) == repr(value)
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
@@ -3471,6 +3469,16 @@ def test_what_is_deleted_while_it_is_collected_is_missing(run, what):
         (gone / "t.rows").unlink()
     with warns("run"):
         assert_logged(reader.df("t", append_exp_id=False), 3)
+
+
+def test_a_run_that_is_gone_is_said_to_be_gone(run):
+    with Store(run.parent, "run", mode="r") as store:
+        table = store["t"]
+        shutil.rmtree(run)
+        with pytest.raises(cox.NotFoundError, match=r"out/run is gone"):
+            table.frame()
+        with pytest.raises(cox.NotFoundError, match=r"out/run is gone"):
+            store["other"]
 
 
 @pytest.mark.parametrize("call", ["open", "read", "listdir", "lseek"])
@@ -5993,6 +6001,14 @@ def test_a_collection_joins_the_runs(runs):
         bare = reader.df("t", append_exp_id=False)
         assert bare.equals(frame.drop(columns="exp_id"))
     reader.close()
+
+
+def test_one_column_may_be_asked_for_by_its_name(runs):
+    with CollectionReader(runs) as reader:
+        assert list(reader.df("t", columns="note")) == ["note", "exp_id"]
+        with pytest.raises(cox.SchemaError, match=r"no column 'loss'\. "):
+            reader.df("t", columns="loss")
+        assert list(reader.get_store("c")["t"].frame("note")) == ["note"]
 
 
 def test_what_is_no_run_is_passed_over_and_what_is_shut_is_named(
