@@ -1124,7 +1124,7 @@ def _crc_of_good(size: int, count: int) -> int:
     return crc
 
 
-def _check_numbers(records: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+def _checks_hold(records: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Say of records without text whether their checks hold.
 
     A record ends with its own crc32, so what it makes of the CRC of all before it does
@@ -1171,7 +1171,7 @@ def _count_good(rows: _Rows, first: int = 0, start: int = 0) -> int:
         good = good[: len(records)] & (records["check"] == crcs)
         good &= records["start"] - start == bounds[:-1] - table_starts
     else:
-        good &= _check_numbers(records)
+        good &= _checks_hold(records)
     return len(good) if good.all() else int(good.argmin())
 
 
@@ -2070,11 +2070,10 @@ class _Child:
     def read(self, path: str) -> dict[str, _Rows] | CoxError:
         """Return the tables in a store.h5, or why it cannot be read.
 
-        Its writer may be at work, so it is read again if it changes, and given up once
-        it is as a fresh child found it bad. A child that was already running may only
-        have ended idle: then a fresh one is asked.
+        Its writer may be at work, so a file that has changed is read again. So is one on
+        which a child ended that ran already: it may have been idle.
         """
-        reason, seen = "", -1  # seen: the file's time when a fresh child failed
+        reason, seen = "", -1  # seen: the file's time when it was found bad
         for _ in range(10):
             try:
                 stamp = os.stat(path).st_mtime_ns
@@ -2085,9 +2084,9 @@ class _Child:
             with self._lock:
                 seen = stamp if self._process is None else -1
                 try:
-                    reason, found = self._ask(path)
+                    reason, all_rows = self._ask(path)
                     if not reason:
-                        return found
+                        return all_rows
                     seen = stamp
                 except BaseException as err:
                     reason = f"{sys.executable}, which tried, ended: {self.close()}"
@@ -2113,7 +2112,7 @@ class _Child:
         stdin, stdout = self._process.stdin, self._process.stdout
         stdin.raw.write(os.fsencode(path).hex().encode() + b"\n")
         reason, listing = json.loads(stdout.readline(1 << 24))
-        found, room = {}, _CHILD_MEMORY
+        all_rows, room = {}, _CHILD_MEMORY
         for name, header, sizes in listing:
             room -= sum(sizes)
             if room < 0 or min(sizes) < 0 or type(name) is not str:
@@ -2126,8 +2125,8 @@ class _Child:
             is_good = _count_good(rows) == len(array)
             if not is_good or [len(records), text_size] != sizes:
                 raise ValueError("no rows")
-            found[name] = rows
-        return str(reason), found
+            all_rows[name] = rows
+        return str(reason), all_rows
 
     def close(self) -> int | None:
         """End the process; return its status."""
@@ -2459,12 +2458,12 @@ def _no_table(run_dir: str, name: str, names: Collection[str]) -> NotFoundError:
 
 def _read_original(run_dir: str) -> dict[str, _Rows]:
     """Read the tables of a run of the original cox, by name; {} for any other."""
-    found: dict[str, _Rows] | Exception = {}
-    if _list_tables(run_dir) is None and _is_run(run_dir):
-        [found] = _read_originals([run_dir])
-    if isinstance(found, Exception):
-        raise found
-    return found
+    if _list_tables(run_dir) is not None or not _is_run(run_dir):
+        return {}
+    [all_rows] = _read_originals([run_dir])
+    if isinstance(all_rows, Exception):
+        raise all_rows
+    return all_rows
 
 
 def _open_table(run_dir: str, name: str) -> _TableFile | None:
@@ -2488,10 +2487,10 @@ def _read_rows(run_dir: str, name: str) -> _Rows:
         with table:
             [rows] = _merge_rows([_no_rows(table.schema), *table.blocks()])
         return rows._replace(sources=[0], counts=[rows.nrows])
-    found = _read_original(run_dir)
-    if name not in found:
-        raise _no_table(run_dir, name, sorted(found or _list_tables(run_dir) or ()))
-    return found[name]
+    all_rows = _read_original(run_dir)
+    if name not in all_rows:
+        raise _no_table(run_dir, name, sorted(all_rows or _list_tables(run_dir) or ()))
+    return all_rows[name]
 
 
 def _read_frame(
@@ -2653,14 +2652,14 @@ class _Run:
         with self.lock:
             if self._lock_fd >= 0:
                 return  # we write this run; the next export makes store.h5 again
-            for attempts_left in reversed(range(200)):
+            for _ in range(200):
                 if os.path.exists(self.store_path):
                     return
                 if not self._try_lock(self.tables_dir):
                     break
-                if not attempts_left:
-                    self._take_lock(self.tables_dir)
                 time.sleep(0.01)  # another process is making it
+            else:
+                self._take_lock(self.tables_dir)
             try:
                 for name in (_SAVE_DIR, _TENSORBOARD_DIR):
                     os.makedirs(os.path.join(self.path, name), exist_ok=True)
@@ -2957,7 +2956,8 @@ class _Run:
             try:
                 if export:
                     all_rows[name] = _read_rows(self.path, name)
-                    if not any(name in there for there in opened):  # so none is newer
+                    # where no row can have come since the sync
+                    if not any(name in there for there in opened):
                         nrows = all_rows[name].nrows
             except (CorruptError, NotFoundError) as err:
                 _log.warning("left out of %s: %s", _STORE_NAME, err)
@@ -3910,7 +3910,7 @@ def _tag_path(tag: str) -> str:
     """Path of a tag below a directory, which ``..`` does not leave."""
     return re.sub(
         r"(?<![^/])\.\.?(?![^/])|[\0\\]",
-        lambda found: "".join(f"%{ord(c):02x}" for c in found[0]),
+        lambda match: "".join(f"%{ord(c):02x}" for c in match[0]),
         str(tag),
     )
 
@@ -4071,7 +4071,8 @@ class EventWriter:
         if self._purge_step is not None:
             session = _pb_bytes(7, _pb_int(1, 1))  # SessionLog.START
             purge = _pb_double(1, now) + _pb_int(2, self._purge_step) + session
-            start += _encode_tfrecord(purge) * 2  # a run's first is passed over
+            # TensorBoard passes over a run's first
+            start += _encode_tfrecord(purge) * 2
         return start
 
     def _open(self) -> None:
@@ -4962,8 +4963,8 @@ def _read_rows_batch(
         _read_unproven(run_dir + os.sep + _TABLES_DIR, stem, source)
         for source, run_dir in runs.items()
     )
-    found = {rows.sources[0]: rows for rows in unproven if rows}
-    joined = _merge_rows(found.values())
+    by_source = {rows.sources[0]: rows for rows in unproven if rows}
+    joined = _merge_rows(by_source.values())
     joined = [rows for rows in joined if _count_good(rows) == rows.nrows]
     proven = {source for rows in joined for source in rows.sources}
     others = {source: runs[source] for source in runs if source not in proven}
@@ -4971,8 +4972,8 @@ def _read_rows_batch(
         return joined, {}
     read, errors = _read_each(_read_rows, others, name)
     careful = {source: rows._replace(sources=[source]) for source, rows in read.items()}
-    found = {source: found[source] for source in proven} | careful
-    return _merge_rows(found[source] for source in sorted(found)), errors
+    by_source = {source: by_source[source] for source in proven} | careful
+    return _merge_rows(by_source[source] for source in sorted(by_source)), errors
 
 
 def _plain_rows(rows: _Rows) -> list[dict[str, Any]]:
@@ -5025,8 +5026,9 @@ def _look_at(run_dir: str) -> tuple[str, list[dict[str, Any]]]:
         if has_writer is False and attempts[-1].get("boot") == _boot_id():
             return "dead", attempts
         with os.scandir(os.path.join(run_dir, _TABLES_DIR)) as entries:
-            rows = [e.stat().st_mtime for e in entries if e.name.endswith(_ROWS_SUFFIX)]
-        return f"silent {_short_time(time.time() - max(rows, default=0))}", attempts
+            rows = [e.stat() for e in entries if e.name.endswith(_ROWS_SUFFIX)]
+        newest = max((info.st_mtime for info in rows), default=0)
+        return f"silent {_short_time(time.time() - newest)}", attempts
     return "", []
 
 
@@ -5222,11 +5224,11 @@ class CollectionReader:
         skip_errors = skip_errors or self._skip_errs
         groups = self._read_groups(key, exp_ids, skip_errors)
         there = {c for rows in groups for c in _decode_header(rows.header).columns}
-        if unknown := set(keep_serialized) - there:  # it would be unpickled
+        # what keep_serialized names wrongly would be unpickled
+        if unknown := {*keep_serialized, *(columns or ())} - there:
             raise SchemaError(
-                f"keep_serialized names no column of table {key!r}: "
-                f"{_shorten(sorted(map(repr, unknown)))}. Columns: "
-                f"{_shorten(sorted(there))}"
+                f"table {key!r} has no column {_shorten(sorted(map(repr, unknown)))}. "
+                f"Columns: {_shorten(sorted(there))}"
             )
         if not union_schemas:
             self._check_columns(key, groups, exp_ids, columns)
@@ -5302,7 +5304,9 @@ class CollectionReader:
         for rows, errors in self._read_batches(_read_rows_batch, exp_ids, key):
             parts += rows
             missing = [i for i, e in errors.items() if isinstance(e, NotFoundError)]
-            lacking += [exp_ids[i] for i in missing if errors.pop(i)]
+            for i in missing:
+                del errors[i]
+            lacking += [exp_ids[i] for i in missing]
             self._handle_errors(exp_ids, errors, skip)
         if not parts:
             raise NotFoundError(
@@ -5393,14 +5397,9 @@ class CollectionReader:
     ) -> None:
         """Raise if the runs' columns differ, in more than their order."""
         first, *others = groups
-        columns = set(_decode_header(first.header).columns)
-        if unknown := set(wanted or ()) - columns:
-            raise SchemaError(
-                f"table {key!r} has no column {_shorten(sorted(map(repr, unknown)))}. "
-                f"Columns: {_shorten(sorted(columns))}"
-            )
+        columns = _decode_header(first.header).columns.keys()
         for other in others:
-            differing = columns ^ set(_decode_header(other.header).columns)
+            differing = columns ^ _decode_header(other.header).columns.keys()
             if differing := differing & set(differing if wanted is None else wanted):
                 raise SchemaError(
                     f"table {key!r} differs between {exp_ids[first.sources[0]]} and "
@@ -5703,15 +5702,15 @@ class _View:
         if linked and all(_stamp(path, stat.S_ISDIR) == then for path, then in linked):
             return
         run.has_links, run.linked = os.path.islink(top), {}
-        copied, configs = "", []  # what the PROJECTOR reads lies below its config
+        projected, configs = "", []  # what the PROJECTOR reads lies below its config
         for folder, folders, files in () if run.has_links else os.walk(top):
             # In the order of their names: of a file that comes behind a later one,
             # TensorBoard drops points.
             folders.sort()
             below = os.path.join(folder, "")
-            is_copied = copied != "" and below.startswith(copied)
+            is_copied = projected != "" and below.startswith(projected)
             if _PROJECTOR_CONFIG in files and not is_copied:
-                copied, is_copied = below, True
+                projected, is_copied = below, True
             for name in sorted(files):
                 if name == _PROJECTOR_CONFIG:
                     configs.append(below + name)
@@ -6075,11 +6074,11 @@ def _export_runs(
 
 def _last_rows(run_dir: str, but: str = "") -> dict[str, dict[str, Any]]:
     """Return the last row of each table, and behind it the number of rows."""
-    found = {}
+    last_rows = {}
     for name in sorted(_read_headers(run_dir).keys() - {but}):
         count, rows = _read_ends(run_dir, name, last=1)
-        found[name] = dict(*_plain_rows(rows), rows=count)
-    return found
+        last_rows[name] = dict(*_plain_rows(rows), rows=count)
+    return last_rows
 
 
 def _show(argv: list[str]) -> int:
