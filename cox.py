@@ -37,8 +37,8 @@ What holds:
 - What is read is what was logged, or an error; a check covers every byte of a table.
 - Any number of processes may read a run while one writes it.
 - Listing, reading, collecting and viewing a stranger's run runs none of its code and
-  touches nothing outside it. Only decoding OBJECT, PICKLE and PYTORCH_STATE does: by
-  ``reader.df``, of the columns that ``keep_serialized`` does not name.
+  touches nothing outside it. Only decoding OBJECT, PICKLE and PYTORCH_STATE does,
+  as ``reader.df`` does unless ``keep_serialized`` names the column.
 
 Sections, each building on those above it: errors, on-disk format, utilities, files,
 values and schema, row files, HDF5, history, run directory, Table, TensorBoard
@@ -877,6 +877,7 @@ _KIND_NAMES: Final[Mapping[Any, str]] = {  # of the types in a schema
     **{t: np.dtype(t).name for t in set(np.sctypeDict.values())},  # np.bool_ is bool
     **{kind.type: name for name, kind in _KINDS.items()},
 }
+_COMPLEX: Final = frozenset({np.complex64, np.complex128, np.clongdouble})
 
 
 class _Schema:
@@ -1310,9 +1311,8 @@ def _frame(
     """
     schema = _decode_header(header)
     text_dtype = text_dtype or _text_dtype()
-    names = {
-        i: n for i, n in enumerate(schema.columns) if columns is None or n in columns
-    }
+    wanted = schema.columns if columns is None else columns
+    names = {i: name for i, name in enumerate(schema.columns) if name in wanted}
     texts: dict[int, list[Any]] = {i: [] for i in names if i in schema.text_fields}
     numbers = {
         i: np.empty(capacity, schema.dtype[str(i)]) for i in names if i not in texts
@@ -1336,9 +1336,8 @@ def _frame(
         else pd.concat(texts.pop(i) or none, ignore_index=True)
         for i in names
     ]
-    frame: pd.DataFrame = pd.DataFrame(
-        dict(enumerate(made)), index=pd.RangeIndex(nrows), copy=False
-    )
+    index = pd.RangeIndex(nrows)
+    frame: pd.DataFrame = pd.DataFrame(dict(enumerate(made)), index, copy=False)
     frame.columns = pd.Index([*names.values()], dtype=object)
     # Arrow, which pandas may take for names, has no lone surrogates
     with contextlib.suppress(UnicodeEncodeError):
@@ -1538,9 +1537,6 @@ class _TableFile:
             _log.warning(what, rows_path, torn_size, nrows)
 
 
-_COMPLEX: Final = frozenset({np.complex64, np.complex128, np.clongdouble})
-
-
 class _RowWriter:
     """The open files of a table. Its owner holds the run's lock at every call."""
 
@@ -1598,10 +1594,8 @@ class _RowWriter:
             text: The row's text, in the order of the columns.
         """
         nrows, text_size = self.end
-        if self._text_fd < 0:
-            record = self._pack(nrows + 1, *values)
-            return record + zlib.crc32(record).to_bytes(8, "little")
-        record = self._pack(nrows + 1, *values, text_size)
+        start = (text_size,) if self.schema.text_fields else ()
+        record = self._pack(nrows + 1, *values, *start)
         check = zlib.crc32(text, zlib.crc32(record))
         return record + check.to_bytes(8, "little")
 
@@ -1916,14 +1910,10 @@ def _put_fixed(store: Any, name: str, rows: _Rows) -> None:
     except OverflowError as err:
         store.remove(name)  # what there is of it
         raise ValueError("HDF5 holds no column of over 2 GiB of text") from err
-    for node, data in (
-        ("cox_rows", rows.header + rows.records),
-        ("cox_text", rows.texts),
-    ):
-        array = np.frombuffer(data or b"\0", "u1")  # an array must not be empty
-        store.root._v_file.create_carray(
-            f"/{name}", node, obj=array, filters=_HDF5_FILTERS
-        )
+    h5, data = store.root._v_file, rows.header + rows.records
+    for node, part in ("cox_rows", data), ("cox_text", rows.texts):
+        array = np.frombuffer(part or b"\0", "u1")  # an array must not be empty
+        h5.create_carray(f"/{name}", node, obj=array, filters=_HDF5_FILTERS)
 
 
 # The child finds modules where this process does, and nowhere else: a script's own
@@ -2070,8 +2060,8 @@ class _Child:
     def read(self, path: str) -> dict[str, _Rows] | CoxError:
         """Return the tables in a store.h5, or why it cannot be read.
 
-        Its writer may be at work, so a file that has changed is read again. So is one on
-        which a child ended that ran already: it may have been idle.
+        Its writer may be at work, so a file that has changed is read again; and so is
+        one whose child ended, if that was not new: it may have been idle for too long.
         """
         reason, seen = "", -1  # seen: the file's time when it was found bad
         for _ in range(10):
@@ -2409,11 +2399,10 @@ def _list_runs(directory: str, warn: bool = False) -> list[str]:
     exp_ids, shut = [], []
     with os.scandir(directory) as entries:
         for entry in entries:
-            if _is_run(entry.path):
+            path = entry.path
+            if _is_run(path):
                 exp_ids.append(entry.name)
-            elif os.path.isdir(entry.path) and not os.access(
-                entry.path, os.R_OK | os.X_OK
-            ):
+            elif os.path.isdir(path) and not os.access(path, os.R_OK | os.X_OK):
                 shut.append(entry.name)
     if shut and warn:
         _log.warning("no permission to read in %s: %s", directory, _shorten(shut))
@@ -2956,7 +2945,7 @@ class _Run:
             try:
                 if export:
                     all_rows[name] = _read_rows(self.path, name)
-                    # where no row can have come since the sync
+                    # not written by us, so it has no row that was not synced
                     if not any(name in there for there in opened):
                         nrows = all_rows[name].nrows
             except (CorruptError, NotFoundError) as err:
@@ -3097,9 +3086,8 @@ class _Handle:
     def claim(self) -> None:
         """Take the run's lock before a write, as :meth:`_Run.claim`."""
         if self.refusal:
-            raise WriteRefusedError(
-                f"{self.run.path} may not be written: {self.refusal}"
-            )
+            what = f"{self.run.path} may not be written: {self.refusal}"
+            raise WriteRefusedError(what)
         with self.run.lock:  # of two threads' first writes, one takes it
             self.run.claim()
 
@@ -3147,9 +3135,8 @@ _forks = 0  # between the process that imported cox and this one
 
 
 def _after_fork_in_child() -> None:
-    global _forks
+    global _forks, _hdf5_lock, _runs_lock
     _forks += 1
-    global _hdf5_lock, _runs_lock
     _hdf5_lock, _runs_lock = threading.RLock(), threading.RLock()
     _child.after_fork()
     for run in list(_runs):
@@ -3391,9 +3378,9 @@ class Table:
             if name not in self._schema.columns:
                 raise self._refusal(name, None, KeyError())
         if missing := self._schema.columns.keys() - columns.keys():
+            names = ", ".join(map(repr, sorted(missing)))
             raise SchemaError(
-                f"the rows for table {self.name!r} have no column "
-                f"{', '.join(map(repr, sorted(missing)))}"
+                f"the rows for table {self.name!r} have no column {names}"
             )
         lengths = set()
         with contextlib.suppress(TypeError):  # some values have none
@@ -3602,8 +3589,7 @@ def _as_float(value: Any) -> float:
         return math.inf if value > 0 else -math.inf
 
 
-# A CRC is linear: that of a whole is the XOR of what each byte adds at its place.
-# So blocks are summed by numpy, and of a record only the bytes that change.
+# As in _crc_records: numpy sums blocks, and of a record only the bytes that change.
 _CRC_BLOCK: Final = 256  # bytes
 _CRC_LOOKUP: Final = _make_crc_lookup(_CRC_BLOCK, _CRC32C)
 _CRC_OFFSETS: Final = np.arange(0, _CRC_BLOCK * 256, 256)
@@ -3781,7 +3767,8 @@ def _encode_layout(layout: Mapping[str, Mapping[str, Sequence[Any]]]) -> bytes:
 
 # A record of scalars is constant but for its numbers, and so is most of its CRC. It
 # ends with the last value, the wall time and the step, padded to five bytes. What a
-# byte of these adds to the CRC is looked up without a loop, which takes twice as long.
+# byte of these adds to the CRC is looked up in one expression: a loop takes twice as
+# long.
 _SCALAR_END: Final = struct.Struct("<fBdBB")  # value, key, wall time, key, step % 128
 _V0, _V1, _V2, _V3, _, _W0, _W1, _W2, _W3, _W4, _W5, _W6, _W7, _, _S0, *_S_HIGH = (
     _CRC_LOOKUP[-19:].tolist()
@@ -4794,9 +4781,8 @@ class Store:
     def writer(self) -> EventWriter:
         """The run's event writer, like tensorboardX's; another may be assigned."""
         if self._writer is None and self._handle.mode == "r":
-            raise _NoWriterError(
-                f"{self.path} may not be written: {self._handle.refusal}"
-            )
+            what = f"{self.path} may not be written: {self._handle.refusal}"
+            raise _NoWriterError(what)
         return self._writer  # type: ignore[no-any-return]
 
     @writer.setter
@@ -5424,7 +5410,7 @@ def _decode_each(
             _frame(rows.header, [part], nrows, columns)
         except CorruptError as err:
             errors[source] = err
-            # spaces instead: its rows are left out later, in their place
+            # spaces can be decoded; df() leaves these rows out
             parts[i] = part._replace(texts=b" " * len(part.texts))
     return _frame(rows.header, parts, nrows, columns), errors
 
@@ -5851,16 +5837,16 @@ def _configure_tensorboard(ours: Sequence[str], rest: Sequence[str]) -> Any:
     except server_ingester.NoDataServerError:
         load_fast = "false"
     board = program.TensorBoard()
-    said = io.StringIO()
+    stderr = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(stderr):
             board.configure(["", f"--load_fast={load_fast}", *ours, *rest])
     except base_plugin.FlagsError as err:
         raise CoxError(str(err)) from err
     except SystemExit as err:
         if not err.code:  # --helpfull
             raise
-        message = said.getvalue().strip().rpartition("error: ")[2]
+        message = stderr.getvalue().strip().rpartition("error: ")[2]
         raise CoxError(f"TensorBoard refuses {' '.join(rest)}: {message}") from err
     flags = board.flags
     host = "" if flags.bind_all else flags.host or "localhost"
@@ -6186,7 +6172,6 @@ def tensorboard_main(argv: Sequence[str] | None = None) -> int:
 ###############################################################################
 # `cox.store` and the others are this module under another name, for imports and
 # for `python -m cox.tensorboard_view`; they work in a vendored copy too.
-
 
 # Names that programs import although they were never documented.
 _ALIASES: Final[Mapping[str, Any]] = {
