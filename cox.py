@@ -1611,7 +1611,8 @@ class _RowWriter:
         text = b""
         try:
             values = schema.get_row(row)
-            if not _COMPLEX.isdisjoint(map(type, values)):  # their real part fits
+            # of these struct would pack the real part
+            if not _COMPLEX.isdisjoint(map(type, values)):
                 return False
             if schema.text_fields:
                 values = [*values, text_size]
@@ -1648,9 +1649,9 @@ class _RowWriter:
             self._is_clean = True
         except BaseException as err:
             if not self._is_clean:
-                with contextlib.suppress(OSError):  # else before the next row
+                with contextlib.suppress(OSError):  # tried again before the next row
                     self._repair()
-            if isinstance(err, OSError) and err.errno:  # else a signal handler's
+            if isinstance(err, OSError) and err.errno:  # not a signal handler's
                 what = f"could not write row {nrows + 1}, no part of it is there"
                 raise _storage_error(err, what, self.path + _ROWS_SUFFIX) from err
             raise
@@ -1819,7 +1820,7 @@ def _put_rows(store: Any, name: str, rows: _Rows) -> None:
     Raises:
         ValueError: pandas can hold no frame under this name.
     """
-    name.encode()  # a lone surrogate is a ValueError
+    name.encode()  # a lone surrogate raises ValueError
     if "\0" in name or not {"", ".", "..", "table", "meta"}.isdisjoint(name.split("/")):
         raise ValueError(f"{name!r} is no key of an HDFStore")
     h5 = store.root._v_file
@@ -2223,7 +2224,7 @@ def _read_git(folder: str) -> dict[str, Any]:
         if git["commit"].startswith("ref: "):
             ref = git.pop("commit").removeprefix("ref: ")
             git["branch"] = ref.removeprefix("refs/heads/")
-            with contextlib.suppress(FileNotFoundError):  # a worktree has none itself
+            with contextlib.suppress(FileNotFoundError):  # where a worktree's refs are
                 git_dir = os.path.join(git_dir, _read_line(git_dir, "commondir"))
             with contextlib.suppress(FileNotFoundError):
                 return {**git, "commit": _read_line(git_dir, ref)}
@@ -2546,7 +2547,7 @@ def _create_table(tables_dir: str, name: str, rows: _Rows) -> None:
     """Make a table's files: its text first, then `.rows`, whole, in one step."""
     path = os.path.join(tables_dir, os.path.basename(_table_path("", name)))
     if _decode_header(rows.header).text_fields:
-        # synced with the next one; without it, a table that has no row is whole too
+        # empty, it needs no sync: a table that has no row is whole without it
         _write_file(path + _TEXT_SUFFIX, rows.texts, sync=bool(rows.texts))
     _write_file(path + _ROWS_SUFFIX, rows.header + rows.records)
 
@@ -2565,8 +2566,8 @@ def _flock(fd: int, shared: bool = False) -> bool | None:
     if fcntl is None:
         return None
     try:
-        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+        operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(fd, operation | fcntl.LOCK_NB)
     except OSError as err:
         if err.errno in (errno.EWOULDBLOCK, errno.EACCES):
             return False
@@ -2807,7 +2808,7 @@ class _Run:
             for name in os.listdir(tensorboard_dir):
                 _remove(os.path.join(tensorboard_dir, name))
         for event_writer in list(self.event_writers):
-            event_writer.close()  # it goes on in a file that is there
+            event_writer.close()  # its next event starts a new file
 
     def create_table(self, name: str, schema: _Schema) -> _Schema:
         """Make a table, or return the schema of the one there if it is the same.
@@ -3851,7 +3852,7 @@ class _ScalarRecord:
 # TensorBoard never reads past a torn record, so nothing may ever come after one.
 
 _NO_FILE: Final = -1  # in place of a file's size; also where its end is unknown
-_WRITING: Final = -2
+_WRITING: Final = -2  # in the same place, amid a write
 _RECORDS_MAX: Final = 4096  # kept per writer
 # An event without values at the last step there is: the next one goes back.
 _GO_BACK: Final = _encode_tfrecord(_pb_bytes(5, b"") + _pb_int(2, 2**63 - 1))
@@ -3871,7 +3872,7 @@ def _as_pixels(
             f"shape {array.shape} with dataformats {dataformats!r}; expected the axes "
             f"{' or '.join(allowed)}, in any order"
         )
-    order += "".join(axis for axis in "NTHWC" if axis not in order)  # of length 1
+    order += "".join(axis for axis in "NTHWC" if axis not in order)  # length 1
     array = array.reshape(*array.shape, *[1] * (5 - array.ndim))
     array = array.transpose([order.index(axis) for axis in "NTHWC"])
     n, times, height, width, channels = array.shape
@@ -4008,7 +4009,8 @@ class EventWriter:
     def _append(self, records: bytes) -> None:
         """Write all of the records, or raise and leave none of them."""
         if self._forks != _forks or not self._write_to_disk:
-            self._check_process()  # before the lock: who holds it was not forked
+            # before the lock, which a thread may have held that was not forked
+            self._check_process()
             self._held += records if self._is_holding else b""
             return
         with self._lock:
@@ -4027,10 +4029,10 @@ class EventWriter:
                 if os.write(self._fd, records) != len(records):
                     raise OSError(errno.ENOSPC, "short write")
                 self._size = size + len(records)
-            except StorageError:  # no file
+            except StorageError:  # of _open
                 raise
             except OSError as err:
-                with contextlib.suppress(OSError):  # else a new file comes next
+                with contextlib.suppress(OSError):  # if it fails: a new file next
                     os.ftruncate(self._fd, size)
                     self._size = size
                 what = "an event could not be written; the file has all others"
@@ -4118,7 +4120,7 @@ class EventWriter:
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if not is_finalizing():  # else what close() needs may be gone
-            with contextlib.suppress(AttributeError, StorageError):  # of __init__
+            with contextlib.suppress(AttributeError, StorageError):  # half made
                 self.close()
 
     def __enter__(self) -> EventWriter:
