@@ -3352,6 +3352,9 @@ class Table:
             finally:
                 run.is_busy = False
 
+    def _flush(self) -> None:
+        self._write(self._staged)
+
     def append_rows(self, data: Any) -> None:
         """Append many rows in one call; all are refused, or all are written.
 
@@ -3480,7 +3483,8 @@ class Table:
                 f"{', '.join(map(repr, missing))}; give one with update_row first"
             )
         schema, staged, writer = self._schema, self._staged, self._get_writer()
-        end, text, paths = writer.end, b"", list[str]()
+        end, text = writer.end, b""
+        paths: list[str] = []
         try:
             self._staged = schema.blank
             self._replaced.clear()
