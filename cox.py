@@ -462,10 +462,14 @@ def string_to_obj(s: Any) -> Any:
 #   all the same, and the next file that is opened may get its number.
 
 
+def _table_stem(name: str) -> str:
+    """Return the name of a table's files without their suffix."""
+    return urllib.parse.quote(name, safe="", errors="surrogatepass")
+
+
 def _table_path(run_dir: str, name: str) -> str:
     """Return the path of a table's files without their suffix."""
-    quoted = urllib.parse.quote(name, safe="", errors="surrogatepass")
-    return os.path.join(run_dir, _TABLES_DIR, quoted)
+    return os.path.join(run_dir, _TABLES_DIR, _table_stem(name))
 
 
 def _dated_path(path: str) -> str:
@@ -760,10 +764,6 @@ def _to_text(value: Any) -> bytes:
     return str(value).encode("utf-8", "surrogatepass")
 
 
-def _to_object(value: Any) -> bytes:
-    return obj_to_string(value).encode("ascii")
-
-
 def _to_pytorch_state(value: Any) -> bytes:
     import torch
 
@@ -859,7 +859,7 @@ _KINDS: Final[Mapping[str, _Kind]] = {
     "str": _Kind(str, _to_text),
     OBJECT: _Kind(
         OBJECT,
-        _to_object,
+        lambda value: obj_to_string(value).encode("ascii"),
         load=lambda text, _: string_to_obj(text),
         show=lambda text: _load_plain(base64.b64decode(text)),
     ),
@@ -1010,13 +1010,13 @@ def schema_from_dict(d: Any, alternative: str = OBJECT) -> dict[str, Any]:
 
 
 class _Rows(NamedTuple):
-    """Rows of one or several tables with the same header."""
+    """Rows of one or several tables with the same header; none by default."""
 
     header: bytes
-    sources: list[int]  # whose the rows are, in the numbering of the caller
-    counts: list[int]  # rows per source
-    records: bytes
-    texts: bytes  # of these rows, one after another
+    sources: Sequence[int] = ()  # whose the rows are, in the numbering of the caller
+    counts: Sequence[int] = ()  # rows per source
+    records: bytes = b""
+    texts: bytes = b""  # of these rows, one after another
 
     @property
     def nrows(self) -> int:
@@ -2432,9 +2432,8 @@ def _list_tables(run_dir: str) -> list[str] | None:
             name = urllib.parse.unquote(stem, errors="replace")
             with contextlib.suppress(UnicodeDecodeError):
                 name = urllib.parse.unquote(stem, errors="surrogatepass")
-            path = _table_path(run_dir, name)
-            if os.path.basename(path) != stem:
-                where = os.path.join(os.path.dirname(path), file)
+            if _table_stem(name) != stem:
+                where = os.path.join(tables_dir, file)
                 raise CorruptError("its name is that of no table of cox", where)
             names.append(name)
     return sorted(names)
@@ -2475,7 +2474,7 @@ def _read_rows(run_dir: str, name: str) -> _Rows:
     """
     if table := _open_table(run_dir, name):
         with table:
-            [rows] = _merge_rows([_no_rows(table.schema), *table.blocks()])
+            [rows] = _merge_rows([_Rows(table.schema.header), *table.blocks()])
         return rows._replace(sources=[0], counts=[rows.nrows])
     all_rows = _read_original(run_dir)
     if name not in all_rows:
@@ -2539,13 +2538,9 @@ def _read_headers(run_dir: str) -> dict[str, bytes]:
     return headers
 
 
-def _no_rows(schema: _Schema) -> _Rows:
-    return _Rows(schema.header, [], [], b"", b"")
-
-
 def _create_table(tables_dir: str, name: str, rows: _Rows) -> None:
     """Make a table's files: its text first, then `.rows`, whole, in one step."""
-    path = os.path.join(tables_dir, os.path.basename(_table_path("", name)))
+    path = os.path.join(tables_dir, _table_stem(name))
     if _decode_header(rows.header).text_fields:
         # empty, it needs no sync: a table that has no row is whole without it
         _write_file(path + _TEXT_SUFFIX, rows.texts, sync=bool(rows.texts))
@@ -2816,7 +2811,7 @@ class _Run:
         Raises:
             SchemaError: It is another one and has rows, or the name is too long.
         """
-        if len(os.path.basename(_table_path("", name))) > _TABLE_NAME_MAX:
+        if len(_table_stem(name)) > _TABLE_NAME_MAX:
             raise SchemaError(
                 f"table name {name[:40]!r}... takes over {_TABLE_NAME_MAX} bytes when "
                 "percent-encoded; use a shorter one"
@@ -2840,7 +2835,7 @@ class _Run:
                 f"table {name!r} cannot be made: this file system takes {path} for "
                 "another table's file; use another name"
             )
-        _create_table(self.tables_dir, name, _no_rows(schema))
+        _create_table(self.tables_dir, name, _Rows(schema.header))
         self.is_stale = True
         return schema
 
@@ -3352,9 +3347,6 @@ class Table:
             finally:
                 run.is_busy = False
 
-    def _flush(self) -> None:
-        self._write(self._staged)
-
     def append_rows(self, data: Any) -> None:
         """Append many rows in one call; all are refused, or all are written.
 
@@ -3382,10 +3374,8 @@ class Table:
             if name not in self._schema.columns:
                 raise self._refusal(name, None, KeyError())
         if missing := self._schema.columns.keys() - columns.keys():
-            names = ", ".join(map(repr, sorted(missing)))
-            raise SchemaError(
-                f"the rows for table {self.name!r} have no column {names}"
-            )
+            what = f"the rows for table {self.name!r} have no column "
+            raise SchemaError(what + ", ".join(map(repr, sorted(missing))))
         lengths = set()
         with contextlib.suppress(TypeError):  # some values have none
             lengths = {len(values) for values in columns.values()}
@@ -4950,7 +4940,7 @@ def _read_rows_batch(
     Most are short and whole: they are read in the quickest way and proven together.
     The others, each by itself, are read again with care.
     """
-    stem = os.path.basename(_table_path("", name))
+    stem = _table_stem(name)
     unproven = (
         _read_unproven(run_dir + os.sep + _TABLES_DIR, stem, source)
         for source, run_dir in runs.items()
@@ -5126,11 +5116,9 @@ class CollectionReader:
         return known
 
     def __repr__(self) -> str:
-        shown = (
-            f"<CollectionReader {self.directory}, {len(self.exp_ids)} runs, "
-            f"tables: {', '.join(self.tables) or 'none'}>"
-        )
-        return _printable(shown, _MESSAGE_MAX)
+        names = ", ".join(self.tables) or "none"
+        shown = f"{self.directory}, {len(self.exp_ids)} runs, tables: {names}"
+        return _printable(f"<CollectionReader {shown}>", _MESSAGE_MAX)
 
     def __str__(self) -> str:
         schemas = self.schemas.items()
