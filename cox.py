@@ -5218,7 +5218,7 @@ class CollectionReader:
             self._handle_errors(exp_ids, errors, skip_errors)
             if append_exp_id:
                 ids = pd.Series([exp_ids[i] for i in rows.sources], dtype=_text_dtype())
-                frame["exp_id"] = ids.repeat(rows.counts).array
+                frame["exp_id"] = ids.repeat([*rows.counts]).array
             sources = np.repeat(rows.sources, rows.counts)
             if errors:
                 is_kept = ~np.isin(sources, list(errors))
