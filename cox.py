@@ -5048,6 +5048,20 @@ def _summarize_batch(
     return summaries, errors
 
 
+class _Call:
+    """A call that whoever unpickles it makes.
+
+    So a worker that cannot import cox meets that in its task, and says so. One that
+    had to know a function of cox to be given the task might die of it, or hang.
+    """
+
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+        self._parts = function, args
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self._parts
+
+
 class CollectionReader:
     """All runs in a directory, each table of them as one frame.
 
@@ -5340,8 +5354,13 @@ class CollectionReader:
             count = max(count, min(len(runs), turns * workers))
         ends = [len(runs) * i // count for i in range(count + 1)]
         batches = [dict(runs[a:b]) for a, b in itertools.pairwise(ends)]
-        apply = self._executor.map if self._executor else map
-        results = apply(read, batches, *([arg] * len(batches) for arg in args))
+        if self._executor:
+            calls = [pickle.dumps(_Call(read, batch, *args)) for batch in batches]
+            # dask takes equal tasks for one; what is behind a pickle is not looked at
+            calls = [call + os.urandom(8) for call in calls]
+            results = self._executor.map(pickle.loads, calls)
+        else:
+            results = map(read, batches, *([arg] * len(batches) for arg in args))
         if sys.stderr.isatty() and importlib.util.find_spec("tqdm"):
             from tqdm import tqdm
 

@@ -6273,6 +6273,55 @@ def test_reading_can_be_spread_over_an_executor(runs, request, pool):
     assert len(reader.df("metadata")) == 43
 
 
+class Elsewhere(ThreadPoolExecutor):
+    """An executor whose workers lack modules of this process."""
+
+    def __init__(self, *missing):
+        super().__init__(1)
+        self.missing = missing
+
+    def map(self, *args):
+        with pytest.MonkeyPatch.context() as patch:
+            for name in self.missing:
+                patch.setitem(sys.modules, name, None)  # as if it were not there
+            yield from list(super().map(*args))
+
+
+def test_workers_that_cannot_import_cox_say_what_to_do(runs):
+    reader = CollectionReader(runs, executor=Elsewhere("cox"))
+    with pytest.raises(CoxError, match=r"Elsewhere cannot run cox: .*upload_file"):
+        reader.df("t")
+    reader = CollectionReader(runs, executor=Elsewhere("tables"))
+    assert len(reader.df("t")) == 6
+
+
+@pytest.mark.slow
+def test_a_worker_of_dask_that_cannot_import_cox_says_what_to_do(runs, tmp_path):
+    pytest.importorskip("distributed")
+    # the workers begin before the program finds cox
+    code = f"""
+import sys
+from distributed import Client
+if __name__ == "__main__":
+    with Client(n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+        sys.path.insert(0, {str(HERE)!r})
+        import cox
+        executor = client.get_executor()
+        try:
+            cox.CollectionReader({str(runs)!r}, executor=executor).df("t")
+        except cox.CoxError as err:
+            print(err)
+        client.upload_file(cox.__file__)
+        print(len(cox.CollectionReader({str(runs)!r}, executor=executor).df("t")))
+"""
+    (tmp_path / "program.py").write_text(code)
+    command = [sys.executable, "-I", tmp_path / "program.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    said, count = done.stdout.splitlines()
+    assert "upload_file" in said
+    assert count == "6"
+
+
 def _collect_with_few_descriptors(out, runs):
     limit = len(os.listdir("/dev/fd")) + 10
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
