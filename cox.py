@@ -2163,7 +2163,7 @@ _HISTORY_TYPES: Final = {
 }
 _GIT_LIMIT_S: Final = 2.0  # for all that git is asked
 _SECRET: Final = re.compile(
-    "([^=]*(?:key|token|secret|password|credentials?))(=.*)?", re.DOTALL | re.IGNORECASE
+    "(.*?(?:key|token|secret|password|credentials?))(=.*)?", re.DOTALL | re.IGNORECASE
 )
 _JOB_IDS: Final = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
 _JOB_VARIABLES: Final = (  # of the environment no others: they may be secret
@@ -2180,7 +2180,7 @@ def _mask_secrets(argv: Sequence[str]) -> list[str]:
         name, own = _SECRET.fullmatch(before), _SECRET.fullmatch(arg)
         if own and own[2]:
             arg = f"{own[1]}=***"
-        elif name and not name[2] and not arg.startswith("--"):
+        elif name and "=" not in before and not arg.startswith("--"):
             arg = "***"
         shown.append(arg[:1000])
     return shown
@@ -2237,8 +2237,9 @@ def _read_git(folder: str) -> dict[str, Any]:
 @functools.lru_cache(maxsize=1)  # git is asked once
 def _describe_git() -> tuple[dict[str, Any], bytes]:
     """Return the state of the program's repository, and the patch of its changes."""
-    script = getattr(sys.modules["__main__"], "__file__", None) or "."
-    folders = os.path.dirname(os.path.realpath(script)), os.getcwd()
+    script = getattr(sys.modules["__main__"], "__file__", None)  # none in a notebook
+    folders = [os.path.dirname(os.path.realpath(script))] if script else []
+    folders.append(os.getcwd())
     git = next(filter(None, map(_read_git, folders)), {})
     deadline = time.monotonic() + _GIT_LIMIT_S
 
@@ -4064,6 +4065,11 @@ class EventWriter:
         if self._run is not None:
             if self._run.refusal or self._run.is_lost():
                 self._run.claim()  # raises: another run may have the name
+            if self._run._lock_fd < 0 and _has_writer(self._run.path):
+                raise WriteRefusedError(
+                    f"{self._run.path} is being written by another process, and events "
+                    "of two hide each other's; log them there, or open another run"
+                )
             root = os.path.join(os.path.realpath(self._run.path), "")
             if not os.path.realpath(self.logdir).startswith(root):
                 raise WriteRefusedError(
@@ -4692,8 +4698,8 @@ class Store:
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
+    def __exit__(self, *exc_info: Any) -> None:
+        self._close(exc_info[1])
 
     @property
     def tables(self) -> Mapping[str, Table]:
@@ -4858,14 +4864,17 @@ class Store:
         Raises:
             StorageError: The disk refused. No row is lost; close() may be repeated.
         """
+        # set in `finally` too, where an exception is on its way
+        self._close(sys.exc_info()[1])
+
+    def _close(self, err: BaseException | None) -> None:
         if isinstance(self._writer, EventWriter):  # else it is the caller's own
             self._writer.close()
         for table in self._tables.values():
             if table._staged is not table._schema.blank and not self._handle.refusal:
                 what = "%s: a row of table %r was staged and never flushed"
                 _log.warning(what, self.path, table.name)
-        # set in `with` and `finally` too, where an exception is on its way
-        self._handle.close("done", sys.exc_info()[1])
+        self._handle.close("done", err)
 
 
 ###############################################################################
@@ -4874,6 +4883,7 @@ class Store:
 # Runs are read in batches by functions of paths, which return bytes and take no
 # state along: so they run as well in a thread, in a process, or on another host.
 
+_EXACT_MAX: Final = 2**53  # of the ints that a float holds exactly
 _BATCH_SIZE: Final = 250  # runs
 _BATCH_MIN: Final = 12  # runs; fewer cost more than spreading them gains
 _SUMMARY: Final = (  # what CollectionReader.runs() says of each run
@@ -4962,7 +4972,8 @@ def _plain_rows(rows: _Rows) -> list[dict[str, Any]]:
     """Return rows as plain values, running no code of whoever wrote them.
 
     Left out are values in files of their own, those of other than builtin types, and
-    what is damaged.
+    what is damaged. Lone surrogates, which neither Arrow nor a terminal takes, are
+    replaced.
     """
     schema = _decode_header(rows.header)
     plain, end = [], 0
@@ -4972,9 +4983,9 @@ def _plain_rows(rows: _Rows) -> list[dict[str, Any]]:
             with contextlib.suppress(Exception):  # which a pickle may raise at will
                 if not kind.code:
                     start, end = end, end + value
-                    value = rows.texts[start:end].decode("utf-8", "surrogatepass")
+                    value = rows.texts[start:end].decode(errors="replace")
                 if not kind.is_file:
-                    row[name] = kind.show(value)
+                    row[name.encode(errors="replace").decode()] = kind.show(value)
         plain.append(row)
     return plain
 
@@ -5034,11 +5045,12 @@ def _summarize_batch(
     summaries: dict[int, dict[str, Any]] = {}
     errors: dict[int, Exception] = {}
     for source, run_dir in runs.items():
-        row = summaries[source] = {}
+        row = summaries[source] = {"status": ""}
         try:
             row |= _summarize(run_dir)
             for name, value in (_read_params(run_dir, params) or {}).items():
-                row[f"{params}/{name}" if name in _SUMMARY else name] = value
+                is_taken = name in ("exp_id", *_SUMMARY)
+                row[f"{params}/{name}" if is_taken else name] = value
             for table in last:
                 with contextlib.suppress(NotFoundError):
                     for values in _plain_rows(_read_ends(run_dir, table, last=1)[1]):
@@ -5105,7 +5117,13 @@ class CollectionReader:
         if _is_run(self.directory):
             raise NotFoundError(f"{self.directory} is a run; give its parent directory")
         listed = _list_runs(self.directory, warn=log_warnings)
-        self.exp_ids = [e for e in listed if exp_filter is None or exp_filter(e)]
+        # Arrow, in which pandas has text, takes no name that is not UTF-8
+        odd = {e for e in listed if e != e.encode(errors="replace").decode()}
+        if odd:
+            _log.warning("left out, as its name is not UTF-8: %s", _shorten(odd))
+        self.exp_ids = [
+            e for e in listed if e not in odd and (exp_filter is None or exp_filter(e))
+        ]
         self._skip_errs = skip_errs
         self._log_warnings = log_warnings
 
@@ -5241,6 +5259,7 @@ class CollectionReader:
             positions.append(sources)
         joined: pd.DataFrame = frames[0]
         if len(frames) > 1:
+            _keep_large_ints(frames)
             order = np.argsort(np.concatenate(positions), kind="stable")
             joined = pd.concat(frames).iloc[order]
             if append_exp_id:  # last, also behind columns that only later runs have
@@ -5285,10 +5304,16 @@ class CollectionReader:
             pd.to_datetime(frame[name], utc=True, format="ISO8601", errors="coerce")
             for name in ("started", "seconds")
         )
-        frame["started"], frame["seconds"] = (
-            started,
-            (ended - started).dt.total_seconds(),
+        # anyone may have written them: take years whose nanoseconds fit into 64 bits
+        started, ended = (
+            t.where(t.dt.year.between(1970, 2200)) for t in (started, ended)
         )
+        seconds = (ended - started).dt.total_seconds()
+        frame["started"], frame["seconds"] = started, seconds
+        for name in frame.select_dtypes("float"):  # as some runs lack the int
+            values = [row.get(name, math.nan) for row in rows]
+            if any(isinstance(v, int) and abs(v) > _EXACT_MAX for v in values):
+                frame[name] = pd.Series(values, frame.index, dtype=object)
         return frame
 
     def _read_groups(self, key: str, exp_ids: list[str], skip: bool) -> list[_Rows]:
@@ -5426,6 +5451,20 @@ def _decode_each(
             # spaces can be decoded; df() leaves these rows out
             parts[i] = part._replace(texts=b" " * len(part.texts))
     return _frame(rows.header, parts, nrows, columns), errors
+
+
+def _keep_large_ints(frames: Collection[pd.DataFrame]) -> None:
+    """Make objects of ints of which joining frames would make floats, digits lost."""
+    dtypes = collections.defaultdict(set)
+    for frame in frames:
+        for name in frame:
+            dtypes[name].add(frame[name].dtype)
+    for frame in frames:
+        for name, values in frame.items():
+            is_mixed = len(dtypes[name]) > 1 or any(name not in f for f in frames)
+            if is_mixed and values.dtype.kind in "iu" and len(values):
+                if max(-int(values.min()), int(values.max())) > _EXACT_MAX:
+                    frame[name] = values.astype(object)
 
 
 def _decoding_error(exp_id: str, name: str, err: Exception) -> CoxError:
@@ -5951,7 +5990,10 @@ def _print_table(
     for name, values in columns.items():
         values = ["" if v is None or v != v else v for v in values]
         is_text = any(isinstance(v, str) and v for v in values)
-        texts = (f"{v:.4g}" if isinstance(v, float) else v for v in values)
+        texts = (  # an int is a float where another run has none
+            f"{v:.{15 if v.is_integer() else 4}g}" if isinstance(v, float) else v
+            for v in values
+        )
         cells = [_printable(text, limit) for text in (name, *texts)]
         size = max(width, *map(len, cells))
         if size > room:
@@ -5972,7 +6014,7 @@ def _print_facts(facts: Mapping[str, Any], indent: str = "") -> None:
             _print_facts(value, indent + "  ")
             continue
         text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-        for line in text.splitlines():
+        for line in text.splitlines() or [""]:
             print(f"{indent}{_printable(name):10}  {_printable(line, 1000)}")
             name = ""
 
@@ -6011,7 +6053,7 @@ def _print_runs(frame: pd.DataFrame, is_chosen: bool) -> None:
         elif name == "seconds":
             columns["took"] = map(_short_time, values)
         elif is_chosen or is_told or name == "status":
-            columns[str(name)] = values
+            columns[f"({name})" if name in ("run", "took") else str(name)] = values
     _print_table("ls", columns)
 
 
@@ -6054,6 +6096,17 @@ def _ls(argv: list[str]) -> int:
     return 0
 
 
+def _json_line(fields: Mapping[str, Any]) -> str:
+    plain = {}
+    for name, value in fields.items():
+        try:
+            json.dumps(value, default=str, allow_nan=False)
+        except (TypeError, ValueError):  # a key that is a tuple, a NaN in a list
+            value = str(value)
+        plain[name] = value
+    return json.dumps(plain, default=str)
+
+
 def _export_runs(
     frame: pd.DataFrame, directory: str, options: argparse.Namespace
 ) -> None:
@@ -6064,11 +6117,13 @@ def _export_runs(
         return
     for row in frame.reset_index().to_dict("records"):
         path = os.path.join(directory, row["exp_id"])
+        if options.quiet and not path.isprintable():  # `?` may be another run's
+            _say(f"left out, as its name cannot be printed: {path}", "ls")
+            continue
         finite = {
             k: v for k, v in row.items() if v == v and v not in (math.inf, -math.inf)
         }
-        text = shlex.quote(_printable(path, len(path)))
-        print(text if options.quiet else json.dumps(finite, default=str))
+        print(shlex.quote(path) if options.quiet else _json_line(finite))
 
 
 def _last_rows(run_dir: str, but: str = "") -> dict[str, dict[str, Any]]:
@@ -6076,7 +6131,8 @@ def _last_rows(run_dir: str, but: str = "") -> dict[str, dict[str, Any]]:
     last_rows = {}
     for name in sorted(_read_headers(run_dir).keys() - {but}):
         count, rows = _read_ends(run_dir, name, last=1)
-        last_rows[name] = dict(*_plain_rows(rows), rows=count)
+        [row] = _plain_rows(rows) or [{}]
+        last_rows[name] = row if "rows" in row else row | {"rows": count}
     return last_rows
 
 
@@ -6119,17 +6175,20 @@ def _tail(argv: list[str]) -> int:
     add("-f", "--follow", action="store_true", help="go on with rows as they come")
     options = parser.parse_args(argv)
     run_dir = _find_run(options.run, options.dir)
-    counts = {name: row["rows"] for name, row in _last_rows(run_dir).items()}
+    counts = {name: _read_ends(run_dir, name)[0] for name in _read_headers(run_dir)}
     if not counts:
         raise CoxError(f"{run_dir} has no table yet")
     table = options.table or max(counts, key=counts.__getitem__)
     seen, start = max(0, _read_ends(run_dir, table)[0] - options.rows), 0
     while True:
-        new = _read_ends(run_dir, table)[0] - seen
+        new = (count := _read_ends(run_dir, table)[0]) - seen
+        if new < 0:  # it was begun afresh
+            new, seen = count, 0
         if new > 0:
             count, rows = _read_ends(run_dir, table, last=new + 1000)  # more may come
             plain, seen = _plain_rows(rows)[seen - count :], count
-            columns = {name: [row.get(name) for row in plain] for name in plain[0]}
+            names = dict.fromkeys(itertools.chain(*plain))
+            columns = {name: [row.get(name) for row in plain] for name in names}
             _print_table("tail", columns, start, width=10)
             sys.stdout.flush()
             start = 1

@@ -2832,7 +2832,7 @@ SECRETS = [
     "--password",
     "-S3",
 ]
-SECRETS += ["--secret=S4=x", "--credentials", "--verbose"]
+SECRETS += ["--secret=S4=x", "--env=API_KEY=S6", "--credentials", "--verbose"]
 
 
 @pytest.fixture(scope="module")
@@ -2874,7 +2874,8 @@ def test_a_history_says_who_wrote_the_run_and_no_secret(endings):
     assert not begun["versions"].keys() & sys.stdlib_module_names
     assert begun["argv"][-len(SECRETS) :] == [
         *("--hf-token", "***", "--num-tokens", "5", "db.api_key=***"),
-        *("--password", "***", "--secret=***", "--credentials", "--verbose"),
+        *("--password", "***", "--secret=***", "--env=API_KEY=***"),
+        *("--credentials", "--verbose"),
     ]
     assert ended["trace"].startswith("Traceback")
     assert ended["cpu_s"] > 0
@@ -3077,7 +3078,6 @@ def test_readers_that_look_at_the_lock_never_stop_a_writer(out, child):
     for _ in range(1000):
         run.claim()
         run._release()
-    run._is_stale = False
     stop.set()
     reader.end()
 
@@ -3130,6 +3130,31 @@ def test_commit_and_changes_are_those_of_git(repository):
     assert (repository / "train.py").read_text() == "b\n"
     [row] = CollectionReader(out, exp_filter="run".__eq__).runs().to_dict("records")
     assert row["commit"] == found["commit"][:8] + "+"
+
+
+def test_a_program_without_a_file_is_of_the_repository_it_runs_in(repository, out):
+    inner = repository / "inner"
+    inner.mkdir()
+    git(inner, "init", "-q", "-b", "other")
+    os.chdir(inner)
+    assert git_of(out)["root"] == str(inner)
+
+
+def test_an_exception_that_did_not_leave_the_with_is_no_failure(out):
+    store = Store(out, "run")
+    log(store, 1)
+    try:
+        raise ValueError("before")
+    except ValueError:
+        with store:
+            pass
+    other = Store(out, "other")
+    log(other, 1)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(other)
+        stack.enter_context(contextlib.suppress(ValueError))
+        raise ValueError("within")
+    assert [*CollectionReader(out).runs()["status"]] == ["done", "done"]
 
 
 def test_a_clean_repository_has_no_patch(repository, out):
@@ -5164,6 +5189,28 @@ def test_signal_handler_amid_a_write_is_refused_and_harms_nothing(
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_second_process_does_not_hide_the_events_of_the_one_that_writes(out):
+    with Store(out, "run") as store:
+        table = store.add_table("t", {"x": float})
+        for step in range(3):
+            store.log_table_and_tb("t", {"x": step}, step=step)
+            table.flush_row()
+        code = f"""
+import cox
+store = cox.Store({str(out)!r}, "run")
+for log in (
+    lambda: store.log_table_and_tb("t", {{"x": 99}}, step=0),
+    lambda: store.writer.add_scalar("t/x", 99, 0),
+):
+    try:
+        log()
+    except cox.WriteRefusedError as err:
+        print("written by another process" in str(err) or err)
+"""
+        assert python("-c", code) == "True\nTrue\n"
+        assert len(os.listdir(store.tb_dir)) == 1
+
+
 def test_continued_run_gets_a_new_file(tmp_path, forked):
     code = """
         import sys, cox
@@ -6001,6 +6048,53 @@ def test_a_collection_joins_the_runs(runs):
         bare = reader.df("t", append_exp_id=False)
         assert bare.equals(frame.drop(columns="exp_id"))
     reader.close()
+
+
+BIG = 2**60 + 1  # a float would lose its last digit
+
+
+def test_large_ints_keep_their_digits_where_columns_differ(out):
+    schemas = {"int": {"x": int, "big": int}, "lacks": {"x": int}}
+    schemas["unsigned"] = {"x": np.uint64, "big": int}
+    for exp_id, schema in schemas.items():
+        with Store(out, exp_id) as store:
+            store.add_table("t", schema).append_row(dict.fromkeys(schema, BIG))
+    frame = CollectionReader(out, log_warnings=False).df("t", union_schemas=True)
+    assert frame["x"].tolist() == [BIG] * 3
+    assert frame["big"].dropna().tolist() == [BIG] * 2
+    with Store(out, "seeded") as store:
+        store.add_table("metadata", {"seed": int}).append_row({"seed": BIG})
+    runs = CollectionReader(out, log_warnings=False).runs()
+    assert runs["seed"].dropna().tolist() == [BIG]
+
+
+def test_a_run_whose_name_is_not_utf8_is_left_out_and_named(runs, damage):
+    os.rename(os.fsencode(runs / "b"), os.fsencode(runs) + b"/b\xff")
+    with warns("not UTF-8: b"):
+        reader = CollectionReader(runs)
+    assert reader.exp_ids == ["a", "c"]
+    assert len(reader.df("t")) == 4
+
+
+@pytest.mark.parametrize("year", ["0001", "9999"])
+def test_a_year_beyond_nanoseconds_is_no_time(runs, year):
+    path = runs / "b" / ".tables" / "history.jsonl"
+    path.write_text(re.sub(r'"time": "\d{4}', f'"time": "{year}', path.read_text()))
+    frame = CollectionReader(runs).runs()
+    assert frame["started"].isna().tolist() == [False, True, False]
+
+
+def test_runs_shows_what_no_frame_holds(runs, damage):
+    history = runs / "a" / ".tables" / "history.jsonl"
+    history.unlink()
+    history.mkdir()  # no file
+    with Store(runs, "d") as store:
+        parameters = {"exp_id": 7, "x\ud800": "y\udfff"}
+        store.add_table_like_example("metadata", parameters).append_row(parameters)
+    frame = CollectionReader(runs).runs()
+    assert frame["status"].tolist() == ["", "done", "done", "done"]
+    assert frame.loc["d", "metadata/exp_id"] == 7
+    assert frame.loc["d", "x?"][0] == "y"
 
 
 def test_one_column_may_be_asked_for_by_its_name(runs):
@@ -7760,6 +7854,63 @@ def test_a_closed_pipe_ends_quietly_and_tensorboard_is_not_imported(out, damage)
         sys.exit(cox.main(["ls", sys.argv[1]]))
     """
     assert "1 runs" in python("-c", textwrap.dedent(script), out)
+
+
+def test_ls_q_prints_no_path_that_is_another_run(out, cli):
+    for exp_id in "x\ny", "x y", "k\1", "k?":
+        begin(out, exp_id).close()
+    shown = cli("ls", out, "-q", err=r"(?s).*left out.*left out.*")
+    assert sorted(shlex.split(shown)) == [f"{out}/k?", f"{out}/x y"]
+
+
+def test_ls_json_is_json_whatever_the_parameters_are(out, cli):
+    parameters = {"exp_id": 7, "run": 8, "took": 9, "by": {(1, 2): 3}}
+    parameters |= {"nan": [float("nan")], "seed": BIG}
+    with Store(out, "a") as store:
+        store.add_table_like_example("metadata", parameters).append_row(parameters)
+    begin(out, "b").close()
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    lines = cli("ls", out, "--json").splitlines()
+    a, b = sorted((json.loads(x, parse_constant=refuse) for x in lines), key=str)
+    assert (a["exp_id"], a["metadata/exp_id"], a["seed"]) == ("a", 7, BIG)
+    assert b["exp_id"] == "b"
+    head, *shown = cli("ls", out, width=200).splitlines()
+    assert re.match(r"run +status", head)
+    assert {line.split()[0] for line in shown[:2]} == {"a", "b"}
+    assert str(BIG) in "".join(shown)
+
+
+def test_seeds_are_told_apart_where_a_run_has_none(out, cli):
+    for exp_id, seed in ("a", 123456), ("b", 123457):
+        with Store(out, exp_id) as store:
+            store.add_table("metadata", {"seed": int}).append_row({"seed": seed})
+    begin(out, "c").close()
+    assert {"123456", "123457"} < {*cli("ls", out).split()}
+
+
+def test_show_and_diff_show_empty_values_and_a_column_called_rows(out, cli):
+    for exp_id, value in ("a", ""), ("b", "text"):
+        with Store(out, exp_id) as store:
+            parameters = {"note": value, "sizes": []}
+            store.add_table_like_example("metadata", parameters).append_row(parameters)
+            store.add_table("t", {"rows": int}).append_row({"rows": 777})
+    shown = cli("show", "a", "-d", out)
+    assert re.search(r"^  note *$", shown, re.MULTILINE)
+    assert re.search(r"^  sizes *(\[\])?$", shown, re.MULTILINE)
+    assert re.search(r"^    rows +777$", shown, re.MULTILINE)
+    shown = cli("diff", "a", "b", "-d", out, status=1)
+    assert re.search(r"^note\n  a *\n  b +text$", shown, re.MULTILINE)
+
+
+def test_tail_shows_a_column_whose_first_object_is_not_plain(out, cli):
+    with Store(out, "run") as store:
+        table = store.add_table("t", {"x": int, "o": OBJECT})
+        for x, value in enumerate([Decimal(1), [2, 3]]):
+            table.append_row({"x": x, "o": value})
+    assert "[2, 3]" in cli("tail", "run", "-d", out)
 
 
 ###############################################################################
