@@ -1934,6 +1934,13 @@ _CHILD_IDLE_S: Final = 10  # until it ends
 _CHILD_DONE: Final = 3  # exit status
 
 
+class _Original(NamedTuple):
+    """What a store.h5 holds that has no row files beside it."""
+
+    tables: dict[str, _Rows]  # by name
+    is_all: bool  # there are no frames of the user's own beside them
+
+
 def _serve_originals() -> None:
     """In the child: answer paths on stdin, in a process forked for that.
 
@@ -1954,7 +1961,9 @@ def _serve_originals() -> None:
             _answer(answers)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if status not in (0, _CHILD_DONE):
-            answers.write(b'["it ended the process that read it: %d", []]\n' % status)
+            answers.write(
+                b'["it ended the process that read it: %d", [], false]\n' % status
+            )
             answers.flush()
 
 
@@ -1965,17 +1974,17 @@ def _answer(answers: IO[bytes]) -> NoReturn:
         path = os.fsdecode(bytes.fromhex(sys.stdin.buffer.readline().decode()))
         if not path:
             break
-        found, error = {}, ""
+        found, error = _Original({}, True), ""
         try:
             found = _read_store(path)
         except Exception as err:
             error = str(err) if isinstance(err, CoxError) else repr(err)
-        heads = [
+        listing = [
             (name, rows.header.decode(), (len(rows.records), len(rows.texts)))
-            for name, rows in found.items()
+            for name, rows in found.tables.items()
         ]
-        answers.write(json.dumps([error, heads]).encode() + b"\n")
-        for rows in found.values():
+        answers.write(json.dumps([error, listing, found.is_all]).encode() + b"\n")
+        for rows in found.tables.values():
             answers.writelines((rows.records, rows.texts))
         answers.flush()
         if error:
@@ -1990,7 +1999,7 @@ def _set_limit(name: str, limit: int) -> None:
         resource.setrlimit(which, (limit, resource.getrlimit(which)[1]))
 
 
-def _read_store(path: str) -> dict[str, _Rows]:
+def _read_store(path: str) -> _Original:
     """Read a store.h5 in the child, with limits on what that may take."""
     before, image, after = os.stat(path), _read_file(path), os.stat(path)
     if before.st_mtime_ns != after.st_mtime_ns:
@@ -2007,15 +2016,19 @@ def _read_store(path: str) -> dict[str, _Rows]:
         _set_limit("RLIMIT_NOFILE", 256)
 
 
-def _image_tables(image: bytes) -> dict[str, _Rows]:
+def _image_tables(image: bytes) -> _Original:
     options = {**_HDF5_OPTIONS, "driver_core_image": image or b"empty"}
     h5: Any
     with contextlib.closing(tables.open_file(_STORE_NAME, "r", **options)) as h5:
-        return dict(
-            _group_rows(group)
+        groups = [
+            group
             for group in h5.walk_groups()
             if "COX_DATA" in group._v_attrs or "cox_rows" in group._v_children
-        )
+        ]
+        known = tuple(f"{group._v_pathname}/" for group in groups)
+        leaves = h5.walk_nodes("/", "Leaf")
+        is_all = all(leaf._v_pathname.startswith(known) for leaf in leaves)
+        return _Original(dict(map(_group_rows, groups)), is_all)
 
 
 def _group_rows(group: Any) -> tuple[str, _Rows]:
@@ -2058,26 +2071,31 @@ class _Child:
         self._lock = threading.Lock()
         self._process: Any = None  # subprocess.Popen[bytes]
 
-    def read(self, path: str) -> dict[str, _Rows] | CoxError:
-        """Return the tables in a store.h5, or why it cannot be read.
+    def read(self, run_dir: str) -> _Original:
+        """Return what is in the store.h5 of a run that has no row files.
 
         Its writer may be at work, so a file that has changed is read again; and so is
         one whose child ended, if that was not new: it may have been idle for too long.
+
+        Raises:
+            NotFoundError: There is none.
+            CorruptError: It cannot be read.
         """
+        path = os.path.join(run_dir, _STORE_NAME)
         reason, seen = "", -1  # seen: the file's time when it was found bad
         for _ in range(10):
             try:
                 stamp = os.stat(path).st_mtime_ns
             except OSError as err:
-                return NotFoundError(f"{path} is gone: {err.strerror}")
+                raise NotFoundError(f"{path} is gone: {err.strerror}") from err
             if stamp == seen:
                 break
             with self._lock:
                 seen = stamp if self._process is None else -1
                 try:
-                    reason, all_rows = self._ask(path)
+                    reason, found = self._ask(path)
                     if not reason:
-                        return all_rows
+                        return found
                     seen = stamp
                 except BaseException as err:
                     reason = f"{sys.executable}, which tried, ended: {self.close()}"
@@ -2087,9 +2105,9 @@ class _Child:
                 break
             time.sleep(0.05)
         remedy = "Restore it from a copy, or leave the run out"
-        return CorruptError(f"it cannot be read ({reason:.200}). {remedy}", path)
+        raise CorruptError(f"it cannot be read ({reason:.200}). {remedy}", path)
 
-    def _ask(self, path: str) -> tuple[str, dict[str, _Rows]]:
+    def _ask(self, path: str) -> tuple[str, _Original]:
         """Return the child's answer; it may be anything if the child was taken over."""
         if self._process is None:
             self._process = subprocess.Popen(
@@ -2102,7 +2120,7 @@ class _Child:
             )
         stdin, stdout = self._process.stdin, self._process.stdout
         stdin.raw.write(os.fsencode(path).hex().encode() + b"\n")
-        reason, listing = json.loads(stdout.readline(1 << 24))
+        reason, listing, is_all = json.loads(stdout.readline(1 << 24))
         all_rows, room = {}, _CHILD_MEMORY
         for name, header, sizes in listing:
             room -= sum(sizes)
@@ -2117,7 +2135,7 @@ class _Child:
             if not is_good or [len(records), text_size] != sizes:
                 raise ValueError("no rows")
             all_rows[name] = rows
-        return str(reason), all_rows
+        return str(reason), _Original(all_rows, is_all is True)
 
     def close(self) -> int | None:
         """End the process; return its status."""
@@ -2139,11 +2157,6 @@ class _Child:
 
 _child: Final = _Child()
 atexit.register(_child.close)
-
-
-def _read_originals(run_dirs: Iterable[str]) -> list[dict[str, _Rows] | CoxError]:
-    """Return per run of the original cox its tables by name, or why there are none."""
-    return [_child.read(os.path.join(run_dir, _STORE_NAME)) for run_dir in run_dirs]
 
 
 ###############################################################################
@@ -2450,10 +2463,7 @@ def _read_original(run_dir: str) -> dict[str, _Rows]:
     """Read the tables of a run of the original cox, by name; {} for any other."""
     if _list_tables(run_dir) is not None or not _is_run(run_dir):
         return {}
-    [all_rows] = _read_originals([run_dir])
-    if isinstance(all_rows, Exception):
-        raise all_rows
-    return all_rows
+    return _child.read(run_dir).tables
 
 
 def _open_table(run_dir: str, name: str) -> _TableFile | None:
@@ -2757,20 +2767,23 @@ class _Run:
             if os.path.lexists(self.tables_dir):  # since we looked
                 self._take_lock(self.tables_dir)
                 return
-            [original] = _read_originals([self.path])
-            if isinstance(original, Exception):
+            try:
+                original = _child.read(self.path)
+            except CoxError:
                 if not is_afresh:
-                    raise original
-                original = {}  # the export keeps the damaged file aside
+                    raise
+                original = _Original({}, False)
             new_dir = self.tables_dir + _NEW_SUFFIX
             _remove(new_dir)  # of one that died here
             os.mkdir(new_dir)
             self._take_lock(new_dir)
             try:
-                for name, rows in original.items():
+                for name, rows in original.tables.items():
                     _create_table(new_dir, name, rows)
-                store = _read_file(self.store_path)
-                _write_state(new_dir, _State({}, [_digest(store)] if original else []))
+                # else the export puts the file aside, as what is in it is nowhere else
+                is_ours = original.is_all and bool(original.tables)
+                stores = [_digest(_read_file(self.store_path))] if is_ours else []
+                _write_state(new_dir, _State({}, stores))
                 os.rename(new_dir, self.tables_dir)
                 _sync(self.path)
             except BaseException:
