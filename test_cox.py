@@ -2497,6 +2497,10 @@ def nested(value, times, wrap):
 
 
 tuples = b"".join(b"\x85" for _ in range(10**5))
+# Keys and values of a dictionary, which would take a second to make.
+equal_hashes = b"".join(
+    pickle.dumps(i * (2**61 - 1), 2)[2:-1] + b"K\x01" for i in range(9, 10**4)
+)
 REFUSED_PICKLES = {
     "call": pickle.dumps(Bomb("bomb")),
     "type-called": b"cbuiltins\nint\n(S'7'\ntR.",
@@ -2522,7 +2526,7 @@ REFUSED_PICKLES = {
     "deep-tuple-as-key": b"\x80\x02})" + tuples + b"K\x01s.",
     "deep-list": b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b".",
     "deep-key": b"\x80\x02})" + b"\x85" * 100 + b"K\x01s.",
-    "equal-hashes": pickle.dumps({i * (2**61 - 1): 1 for i in range(9, 10**4)}),
+    "equal-hashes": b"\x80\x02}(" + equal_hashes + b"u.",
     "huge-int": pickle.dumps(10**4300),
     "long-text": pickle.dumps("x" * (1 << 20)),
     "text-often": pickle.dumps(["x" * 1000] * 2000),
