@@ -214,13 +214,17 @@ def assert_consistent(run):
         columns = read_rows(path)
         with Store(run.parent, run.name, mode="r") as store:
             assert_frame(store[name].df, columns)
-        if name in frames:  # it may be behind: then it holds the first rows
-            frame = frames[name]
-            for column, values in columns.items():
-                if getattr(values, "dtype", None) == np.float16:
-                    values = values.astype(np.float32)
-                assert exact(frame[column]) == exact(values[: len(frame)]), column
+        if name in frames:
+            assert_exported(frames[name], columns)
     CONSISTENT.add(digest_)
+
+
+def assert_exported(frame, columns):
+    """It may be behind: then it holds the first rows."""
+    for column, values in columns.items():
+        if getattr(values, "dtype", None) == np.float16:
+            values = values.astype(np.float32)
+        assert exact(frame[column]) == exact(values[: len(frame)]), column
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -870,10 +874,15 @@ def frames_of(out, schema, rows):
             table.append_row(row)
         live = table.df
     reader = CollectionReader(out, exp_filter=lambda other: other == exp_id)
+    reopened, frame = Store(out, exp_id, mode="r")["t"].df, exported(out / exp_id)["t"]
+    columns = read_rows(out / exp_id / ".tables" / "t.rows")
+    assert_frame(reopened, columns)
+    assert_exported(frame, columns)
+    CONSISTENT.add(digest(out / exp_id))
     return {
         "live": live,
-        "reopened": Store(out, exp_id, mode="r")["t"].df,
-        "exported": exported(out / exp_id)["t"],
+        "reopened": reopened,
+        "exported": frame,
         "collected": reader.df("t", append_exp_id=False, keep_serialized=list(schema)),
         "decoded": reader.df("t", append_exp_id=False),
     }
@@ -6060,7 +6069,7 @@ def test_the_lock_goes_with_the_parent_though_a_child_lives_on(tmp_path):
     os.close(reading)
 
 
-@some_of(4)
+@some_of(8)
 def test_children_of_an_exporting_process_do_not_hang(tmp_path, forked, every):
     code = """if True:
         import os, signal, sys, threading, warnings, pandas as pd, cox
@@ -6541,7 +6550,7 @@ def _make_stores(out, number, ready, count):
             )
 
 
-@some_of(3)
+@some_of(6)
 def test_eight_processes_make_runs_while_another_collects(out, child, quiet, every):
     out.mkdir()
     ready, count = MP.Barrier(9), 12 // every
