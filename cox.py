@@ -2797,7 +2797,10 @@ class _Run:
         with self.lock, self._export_lock:
             self._refuse_amid_export()
             if self.is_busy:  # by this thread: a signal handler came amid a row
-                raise WriteRefusedError(f"a row of {self.path} is being written")
+                raise WriteRefusedError(
+                    f"a signal handler came amid a row of {self.path}; set a flag "
+                    "there, and begin afresh in the main program"
+                )
             self.claim(is_afresh=True)
             self._close_writers()
             self._erase()
