@@ -248,10 +248,15 @@ def little_garbage():
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible():
-    """Let programs that tests start see SIGINT, which a shell's `&` has them ignore."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Let programs of the tests see what a shell's `&`, or nohup, has them ignore."""
+    handlers = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    before = {number: signal.signal(number, new) for number, new in handlers.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)
