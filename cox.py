@@ -5326,6 +5326,7 @@ class CollectionReader:
         )
         seconds = (ended - started).dt.total_seconds()
         frame["started"], frame["seconds"] = started, seconds
+        name: Any
         for name in frame.select_dtypes("float"):  # as some runs lack the int
             values = [row.get(name, math.nan) for row in rows]
             if any(isinstance(v, int) and abs(v) > _EXACT_MAX for v in values):
@@ -6112,7 +6113,7 @@ def _ls(argv: list[str]) -> int:
     return 0
 
 
-def _json_line(fields: Mapping[str, Any]) -> str:
+def _json_line(fields: Mapping[Any, Any]) -> str:
     plain = {}
     for name, value in fields.items():
         try:
