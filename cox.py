@@ -4637,6 +4637,8 @@ class Store:
         self.path = os.path.join(folder, exp_id)
         self.save_dir = os.path.join(self.path, _SAVE_DIR)
         self.tb_dir = os.path.join(self.path, _TENSORBOARD_DIR)
+        self._tables: dict[str, Table] = {}
+        self._writer: Any = None if mode == "r" else EventWriter(self.tb_dir)
         self._handle = _Handle(self.path, mode, history)
         try:
             self._open(new, mode)
@@ -4645,8 +4647,6 @@ class Store:
             raise
 
     def _open(self, new: bool, mode: str) -> None:
-        self._tables: dict[str, Table] = {}
-        self._writer: Any = None if mode == "r" else EventWriter(self.tb_dir)
         exists = _is_run(self.path)
         if exists and new:
             raise StoreExistsError(
@@ -5472,14 +5472,13 @@ def _decode_each(
 
 def _keep_large_ints(frames: Collection[pd.DataFrame]) -> None:
     """Make objects of ints of which joining frames would make floats, digits lost."""
-    dtypes = collections.defaultdict(set)
-    for frame in frames:
-        for name in frame:
-            dtypes[name].add(frame[name].dtype)
-    for frame in frames:
-        for name, values in frame.items():
-            is_mixed = len(dtypes[name]) > 1 or any(name not in f for f in frames)
-            if is_mixed and values.dtype.kind in "iu" and len(values):
+    for name in dict.fromkeys(itertools.chain(*frames)):
+        having = [frame for frame in frames if name in frame]
+        if len(having) == len(frames) and len({f[name].dtype for f in frames}) == 1:
+            continue
+        for frame in having:
+            values = frame[name]
+            if values.dtype.kind in "iu" and len(values):
                 if max(-int(values.min()), int(values.max())) > _EXACT_MAX:
                     frame[name] = values.astype(object)
 

@@ -7111,14 +7111,19 @@ def test_what_the_projector_reads_is_copied_within_bounds(tmp_path, out):
     assert config.count("embeddings {") == 2
 
 
-def test_runs_come_into_the_view_the_newest_first_until_it_is_stopped(
-    tmp_path, out, monkeypatch
-):
-    for i, exp_id in enumerate("bca"):
+def view_by_twos(tmp_path, out, monkeypatch, exp_ids):
+    """A view that reads two runs at once; the last of them is the newest."""
+    for i, exp_id in enumerate(exp_ids):
         log_params(out, exp_id, x=i)
         os.utime(out / exp_id / ".tables" / "metadata.rows", (i, i))
     monkeypatch.setattr(cox, "_READ_AT_ONCE", 2)
-    view, directory = view_of(tmp_path, out)
+    return view_of(tmp_path, out)
+
+
+def test_runs_come_into_the_view_the_newest_first_until_it_is_stopped(
+    tmp_path, out, monkeypatch
+):
+    view, directory = view_by_twos(tmp_path, out, monkeypatch, "bca")
     assert view.read()
     assert list(view.runs) == ["a", "c"]
     link = view._link
@@ -7134,11 +7139,7 @@ def test_runs_come_into_the_view_the_newest_first_until_it_is_stopped(
 def test_tensorboard_starts_between_the_newest_runs_and_the_others(
     tmp_path, out, monkeypatch
 ):
-    for i, exp_id in enumerate("abcdef"):
-        log_params(out, exp_id, x=i)
-        os.utime(out / exp_id / ".tables" / "metadata.rows", (i, i))
-    monkeypatch.setattr(cox, "_READ_AT_ONCE", 2)
-    view, directory = view_of(tmp_path, out)
+    view, directory = view_by_twos(tmp_path, out, monkeypatch, "abcdef")
     shown = []
     monkeypatch.setattr(view.stopped, "wait", lambda _: shown.append(names(directory)))
     view.refresh()
