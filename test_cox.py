@@ -6506,12 +6506,15 @@ def test_workers_that_cannot_import_cox_say_what_to_do(runs):
 @pytest.mark.slow
 def test_a_worker_of_dask_that_cannot_import_cox_says_what_to_do(runs, tmp_path):
     pytest.importorskip("distributed")
-    # the workers begin before the program finds cox
+    # the workers begin before the program finds cox, or forget where it is installed
     code = f"""
-import sys
+import os, sys
 from distributed import Client
+def forget():
+    sys.path[:] = [p for p in sys.path if not os.path.exists(os.path.join(p, "cox.py"))]
 if __name__ == "__main__":
     with Client(n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+        client.run(forget)
         sys.path.insert(0, {str(HERE)!r})
         import cox
         executor = client.get_executor()
