@@ -2596,6 +2596,28 @@ def _has_writer(run_dir: str) -> bool | None:
         os.close(fd)
 
 
+class _Guard:
+    """A lock for which other threads wait, and which refuses its own thread.
+
+    That comes again only in a signal handler, which stopped what it would wait for.
+    Its user writes ``with guard.lock``, :meth:`refuse_again`, and within ``try``
+    sets ``is_busy``: ``with`` takes a lock in C, where a context manager of our own
+    could be stopped between its lines, and leave the lock taken.
+    """
+
+    def __init__(self, work: str) -> None:
+        self.lock = threading.RLock()
+        self.is_busy = False
+        self._work = work
+
+    def refuse_again(self) -> None:
+        if self.is_busy:
+            raise WriteRefusedError(
+                f"a signal handler came amid {self._work}; set a flag there, and do in "
+                "the main program what it was to do"
+            )
+
+
 class _Run:
     """A run's directory, open in one process: the lock, the writers, the export.
 
@@ -2609,8 +2631,9 @@ class _Run:
         self.tables_dir = os.path.join(path, _TABLES_DIR)
         self.objects_dir = os.path.join(path, _OBJECTS_DIR)
         self.store_path = os.path.join(path, _STORE_NAME)
-        self.lock = threading.RLock()  # of threads: held during every change
-        self.is_busy = False  # a row is being staged or written
+        # of rows, but its lock is held during every change
+        self.changing = _Guard(f"a row of {path}")
+        self.exporting = _Guard(f"an export of {path}")
         # True if store.h5 may lack something that this process wrote; see checkpoint()
         self.is_stale: object = False
         self.refusal = ""  # why this process may not write
@@ -2621,8 +2644,6 @@ class _Run:
         self._lock_fd = -1
         self._is_locked = True  # False: the file system has no locks
         self._sync_error: StorageError | None = None
-        self._export_lock = threading.RLock()
-        self._is_exporting = False
         # of tables whose files we closed, having too many open
         self._closed_ends: dict[str, tuple[int, int]] = {}
         _runs.add(self)
@@ -2645,7 +2666,7 @@ class _Run:
     def create(self, new: bool) -> None:
         """Make what a new run lacks, or one whose process died while making it."""
         parents = self._make_dirs(new)
-        with self.lock:
+        with self.changing.lock:
             if self._lock_fd >= 0:
                 return  # we write this run; the next export makes store.h5 again
             for _ in range(200):
@@ -2699,13 +2720,13 @@ class _Run:
 
     def lose(self) -> None:
         """Write no more: the run was moved or deleted, and another may be there."""
-        with self.lock:
+        with self.changing.lock:
             self.refusal = (
                 "it was moved or deleted while this process wrote it; what is there "
                 "now, if anything, is another run. Open a new Store, where you want it"
             )
             self.history.has_begun = False  # what has the name now is not ours
-            if not self.is_busy:
+            if not self.changing.is_busy:
                 self._release()
 
     def _open_to_lock(self, path: str, flags: int = 0) -> int:
@@ -2794,13 +2815,9 @@ class _Run:
 
     def erase(self) -> None:
         """Begin the run afresh, alone: no thread logs or exports meanwhile."""
-        with self.lock, self._export_lock:
-            self._refuse_amid_export()
-            if self.is_busy:  # by this thread: a signal handler came amid a row
-                raise WriteRefusedError(
-                    f"a signal handler came amid a row of {self.path}; set a flag "
-                    "there, and begin afresh in the main program"
-                )
+        with self.changing.lock, self.exporting.lock:
+            self.changing.refuse_again()
+            self.exporting.refuse_again()
             self.claim(is_afresh=True)
             self._close_writers()
             self._erase()
@@ -2888,11 +2905,11 @@ class _Run:
 
     def checkpoint(self, export: bool = True) -> None:
         """Wait until all rows are on the disk; then write store.h5 anew."""
-        # `lock` is never waited for under `_export_lock`: a signal handler that comes
-        # amid a row holds the one and may want the other
-        with self.lock:
+        # The lock of `changing` is never waited for under that of `exporting`: a signal
+        # handler that comes amid a row holds the one and may want the other.
+        with self.changing.lock:
             self.claim()
-            if not self.is_busy:
+            if not self.changing.is_busy:
                 for writer in self.writers.values():
                     writer.check()
             names = _list_tables(self.path) or []
@@ -2903,22 +2920,22 @@ class _Run:
             # writes meanwhile puts True in its place. A row that a signal handler
             # found being written comes after the export.
             this_export = object()
-            if export and not self.is_busy:
+            if export and not self.changing.is_busy:
                 self.is_stale = this_export
         try:
-            with self._export_lock:
-                self._refuse_amid_export()
+            with self.exporting.lock:
+                self.exporting.refuse_again()
                 try:
-                    self._is_exporting = True
+                    self.exporting.is_busy = True
                     self._sync(names, unsynced)
                     if self._lock_fd >= 0:  # else closed meanwhile, and so exported
                         self._save(names, ends, export)
                 finally:
-                    self._is_exporting = False
+                    self.exporting.is_busy = False
         except BaseException:
             self.unsynced = None
             raise
-        with self.lock:
+        with self.changing.lock:
             if self.is_stale is this_export:
                 self.is_stale = False
 
@@ -3003,21 +3020,16 @@ class _Run:
         """
         if self.is_changed:
             self.checkpoint()
-        with self.lock, self._export_lock:
-            self._refuse_amid_export()
+        with self.changing.lock, self.exporting.lock:
+            self.exporting.refuse_again()
             if self.is_changed:  # rows that other threads logged meanwhile
                 self.checkpoint()
-            if not self.is_busy:  # else a signal handler came amid a row: later
+            if (
+                not self.changing.is_busy
+            ):  # else a signal handler came amid a row: later
                 if not self.is_lost():
                     self.history.end(status, err)
                 self._release()
-
-    def _refuse_amid_export(self) -> None:
-        if self._is_exporting:  # by this thread, as we hold _export_lock
-            raise WriteRefusedError(
-                f"a signal handler came amid an export of {self.path}; set a flag "
-                "there and close in the main program"
-            )
 
     def _close_writers(self, *more: int) -> None:
         """Close the files of all tables, and more descriptors."""
@@ -3038,9 +3050,9 @@ class _Run:
             "it was opened before fork() by the parent process; open a run of its own "
             "in the child, or send the rows to the parent"
         )
-        self.is_busy = self._is_exporting = False
+        self.changing = _Guard(f"a row of {self.path}")
+        self.exporting = _Guard(f"an export of {self.path}")
         self.history.has_begun = False  # the last line is the parent's
-        self.lock, self._export_lock = threading.RLock(), threading.RLock()
         with contextlib.suppress(OSError):
             self._release()
 
@@ -3049,7 +3061,7 @@ class _Run:
         # Once the interpreter finalizes, names of this module may be None, and atexit
         # has been here. The garbage collector may call this amid our own export: who
         # exports closes, too.
-        if is_finalizing() or self._is_exporting:
+        if is_finalizing() or self.exporting.is_busy:
             return
         # where there is a prompt, the last exception is of something before
         error = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
@@ -3058,8 +3070,8 @@ class _Run:
         except Exception as err:
             is_ours = isinstance(err, CoxError)  # then the message says it all
             _log.error("%s: %s", self.store_path, err, exc_info=not is_ours)
-            with self.lock, contextlib.suppress(OSError):
-                if not self.is_busy:
+            with self.changing.lock, contextlib.suppress(OSError):
+                if not self.changing.is_busy:
                     self.history.end("ended", error)
                     self._release()
 
@@ -3088,7 +3100,7 @@ class _Handle:
 
     def create_table(self, name: str, schema: _Schema) -> _Schema:
         """Make a table, or find it, as :meth:`_Run.create_table`."""
-        with self.run.lock:
+        with self.run.changing.lock:
             if self.refusal:
                 self.claim()
             schema = self.run.create_table(name, schema)
@@ -3101,7 +3113,7 @@ class _Handle:
         if self.refusal:
             what = f"{self.run.path} may not be written: {self.refusal}"
             raise WriteRefusedError(what)
-        with self.run.lock:  # of two threads' first writes, one takes it
+        with self.run.changing.lock:  # of two threads' first writes, one takes it
             self.run.claim()
 
     def close(self, status: str, err: BaseException | None) -> None:
@@ -3119,7 +3131,9 @@ class _Handle:
         try:
             if is_last:
                 run.close(status, err)
-                is_done = not run.is_busy  # else it was a signal handler amid a row
+                is_done = (
+                    not run.changing.is_busy
+                )  # else it was a signal handler amid a row
         except BaseException:
             self.refusal = before
             raise
@@ -3139,7 +3153,7 @@ class _Handle:
 
 def _close_runs() -> None:
     for run in list(_runs):
-        with run._export_lock:  # waits for a thread that exports
+        with run.exporting.lock:  # waits for a thread that exports
             pass
         run.close_at_last()
 
@@ -3289,14 +3303,19 @@ class Table:
     def _do(self, action: Callable[..., None], *args: Any) -> None:
         """Call ``action`` alone: no other thread, no signal handler comes amid it."""
         run = self._run
-        with run.lock:
-            if run.is_busy or run.refusal or self._handle.refusal:
+        guard = run.changing
+        with guard.lock:
+            if guard.is_busy or run.refusal or self._handle.refusal:
                 self._refuse()
             try:
-                run.is_busy = run.is_stale = True
+                guard.is_busy = run.is_stale = True
                 action(*args)
             finally:
-                run.is_busy = False
+                guard.is_busy = False
+
+    def _refuse(self) -> None:
+        self._run.changing.refuse_again()
+        self._handle.claim()
 
     def _stage(
         self, data: Any, log_events: Callable[[list[Any]], None] | None = None
@@ -3347,11 +3366,12 @@ class Table:
                 ``flush_row``. The working row is as it was before.
         """
         run = self._run  # as _do(), but for two calls less
-        with run.lock:
-            if run.is_busy or run.refusal or self._handle.refusal:
+        guard = run.changing
+        with guard.lock:
+            if guard.is_busy or run.refusal or self._handle.refusal:
                 self._refuse()
             try:
-                run.is_busy = run.is_stale = True
+                guard.is_busy = run.is_stale = True
                 writer = run.writers.get(self.name)
                 if (
                     writer is None
@@ -3362,7 +3382,7 @@ class Table:
                 ):
                     self._write(self._merge(data))
             finally:
-                run.is_busy = False
+                guard.is_busy = False
 
     def append_rows(self, data: Any) -> None:
         """Append many rows in one call; all are refused, or all are written.
@@ -3438,15 +3458,6 @@ class Table:
         except Exception as err:
             raise self._refusal(name, value, err) from err
         return converted
-
-    def _refuse(self) -> None:
-        run = self._run
-        if run.is_busy:
-            raise WriteRefusedError(
-                f"a row of {run.path} was being written when a signal handler logged "
-                f"to table {self.name!r}; set a flag there and log in the main program"
-            )
-        self._handle.claim()
 
     def _merge(self, data: Any) -> list[Any]:
         """Return the working row with ``data`` in it, converted."""
@@ -3863,7 +3874,6 @@ class _ScalarRecord:
 # TensorBoard never reads past a torn record, so nothing may ever come after one.
 
 _NO_FILE: Final = -1  # in place of a file's size; also where its end is unknown
-_WRITING: Final = -2  # in the same place, amid a write
 _RECORDS_MAX: Final = 4096  # kept per writer
 # An event without values at the last step there is: the next one goes back.
 _GO_BACK: Final = _encode_tfrecord(_pb_bytes(5, b"") + _pb_int(2, 2**63 - 1))
@@ -3966,7 +3976,7 @@ class EventWriter:
         self._is_continuing = False  # what that run logged before; see _continue
         self._is_holding, self._held = False, b""  # records; see _all_or_none
         self._pid, self._forks = os.getpid(), _forks
-        self._lock = threading.RLock()
+        self._guard = _Guard(f"an event of {self.logdir}")
         self._path = ""
         self._fd = -1
         self._size = _NO_FILE  # bytes of whole records
@@ -4024,15 +4034,13 @@ class EventWriter:
             self._check_process()
             self._held += records if self._is_holding else b""
             return
-        with self._lock:
-            size = self._size
-            if size == _WRITING:  # by this very thread
-                raise WriteRefusedError(
-                    f"an event was logged amid the writing of another to {self._path}; "
-                    "in a signal handler, set a flag and log later"
-                )
+        guard = self._guard
+        with guard.lock:
+            if guard.is_busy:
+                guard.refuse_again()
+            size, self._size = self._size, _NO_FILE  # unless we come to the end
             try:
-                self._size = _WRITING
+                guard.is_busy = True
                 if size <= 0:
                     if size == _NO_FILE:
                         self._open()
@@ -4049,8 +4057,7 @@ class EventWriter:
                 what = "an event could not be written; the file has all others"
                 raise _storage_error(err, what, self._path) from err
             finally:
-                if self._size == _WRITING:  # who knows how far it came
-                    self._size = _NO_FILE
+                guard.is_busy = False
 
     @contextlib.contextmanager
     def _all_or_none(self) -> Iterator[EventWriter]:
@@ -4124,8 +4131,8 @@ class EventWriter:
         with contextlib.ExitStack() as closing:  # goes on to the rest if one fails
             for writer in [*self._sub_writers.values()]:
                 closing.callback(writer.close)
-            with self._lock:
-                if self._size != _WRITING:  # else called by a signal handler
+            with self._guard.lock:
+                if not self._guard.is_busy:  # else called by a signal handler
                     self._size = _NO_FILE
                     self._close_file()
 

@@ -4026,7 +4026,7 @@ def test_a_close_beside_a_checkpoint_leaves_no_row_out_of_store_h5(out):
     class Late:
         """The lock, which a thread gets only after the main one is through."""
 
-        lock = run._export_lock
+        lock = run.exporting.lock
 
         def __enter__(self):
             if threading.current_thread() is not main:
@@ -4037,7 +4037,7 @@ def test_a_close_beside_a_checkpoint_leaves_no_row_out_of_store_h5(out):
         def __exit__(self, *exc_info):
             return self.lock.__exit__(*exc_info)
 
-    run._export_lock = Late()
+    run.exporting.lock = Late()
     thread, errors = in_thread(store.checkpoint)
     waiting.wait()
     store.close()
@@ -5118,7 +5118,7 @@ def test_forked_child_is_refused_at_once_even_with_the_lock_held(tmp_path, forke
         import os, sys, cox
         writer = cox.EventWriter(sys.argv[1])
         writer.add_scalar("x", 1)
-        with writer._lock:  # as another thread would
+        with writer._guard.lock:  # as another thread would
             if not (pid := os.fork()):
                 status = 1
                 for use in (
