@@ -1282,11 +1282,11 @@ def test_without_torch_the_error_names_the_column_and_both_ways_out(
     Store(out, "run").close()  # makes store.h5, which `make_run` did not
 
 
-ESCAPES = ["../evil", "../../out/run/evil", "", ".", "..", "a/b", "{evil}", "evil\0"]
+OUTSIDE = ["../evil", "../../out/run/evil", "", ".", "..", "a/b", "{evil}", "evil\0"]
 
 
 @pytest.mark.parametrize("kind", [PICKLE, PYTORCH_STATE])
-@pytest.mark.parametrize("uid", ESCAPES)
+@pytest.mark.parametrize("uid", OUTSIDE)
 def test_a_uid_that_points_elsewhere_is_refused(out, kind, uid, tmp_path, quiet):
     evil = out / "run" / "evil"
     uid = uid.format(evil=evil)
@@ -2485,7 +2485,7 @@ class Bomb:
         return os.mkdir, (str(self.path),)
 
 
-PLAIN = st.recursive(
+PLAIN_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats()
     | st.text(max_size=20) | st.binary(max_size=20),
     lambda values: st.lists(values, max_size=5)
@@ -2496,7 +2496,7 @@ PLAIN = st.recursive(
 
 
 @examples(4)
-@given(value=PLAIN, protocol=st.integers(3, pickle.HIGHEST_PROTOCOL))
+@given(value=PLAIN_VALUES, protocol=st.integers(3, pickle.HIGHEST_PROTOCOL))
 def test_a_pickle_of_plain_values_is_understood(value, protocol):
     assert repr(cox._load_plain(pickle.dumps(value, protocol))) == repr(value)
 
@@ -4436,9 +4436,9 @@ def log_every_kind(writer) -> None:
     labels, predictions = rng.integers(0, 2, 100), rng.random(100)
     writer.add_pr_curve("curve", labels, predictions, 1, num_thresholds=20)
     writer.add_pr_curve_raw("curve_raw", *rng.random((6, 5)), 1, num_thresholds=5)
-    writer.add_custom_scalars(
-        {"group": {"both": ["Multiline", ["loss/train", "named"]]}}
-    )
+    charts = {"both": ["Multiline", ["loss/train", "named"]]}
+    charts["band"] = ["Margin", ["named", "loss/train", "pair"]]
+    writer.add_custom_scalars({"group": charts})
     writer.add_embedding(rng.random((4, 3)), list("abcd"), rng.random((4, 3, 5, 5)), 1)
 
 
@@ -4667,10 +4667,10 @@ def test_tensorboard_serves_every_kind(tensorboard_url):
     curves = poll(f"{plugin}/pr_curves/pr_curves", bool, run="run", tag="curve")
     assert curves["run"][0]["recall"][0] == 1
     layout = poll(f"{plugin}/custom_scalars/layout", bool)
-    assert layout["category"][0]["chart"][0]["multiline"]["tag"] == [
-        "loss/train",
-        "named",
-    ]
+    both, band = layout["category"][0]["chart"]
+    assert both["multiline"]["tag"] == ["loss/train", "named"]
+    [series] = band["margin"]["series"]
+    assert series == {"value": "named", "lower": "loss/train", "upper": "pair"}
     hparams = poll(f"{plugin}/hparams/experiment", bool, request="{}")
     assert {info["name"] for info in hparams["hparamInfos"]} == {"lr", "layers"}
 
@@ -5795,7 +5795,7 @@ def test_log_table_and_tb_asks_and_encodes_once(store, out, monkeypatch):
     assert [v.simple_value for v in read_values(logdir / "v" / "a" / "j")] == [2]
 
 
-REFUSED_EVENTS = {
+REFUSED_EVENT_ROWS = {
     "text-as-scalar": ({"x": 1.0, "s": "text"}, "scalar", "'s'"),
     "not-of-the-column": ({"s": 1.0, "x": "1.0"}, "scalar", "'x'"),
     "no-column": ({"x": 1.0, "z": 1.0}, "scalar", "'z'"),
@@ -5806,7 +5806,7 @@ REFUSED_EVENTS = {
 
 
 @pytest.mark.parametrize(
-    ("row", "kind", "match"), REFUSED_EVENTS.values(), ids=REFUSED_EVENTS
+    ("row", "kind", "match"), REFUSED_EVENT_ROWS.values(), ids=REFUSED_EVENT_ROWS
 )
 def test_a_row_refused_by_table_or_events_is_in_neither(store, out, row, kind, match):
     table = store.add_table("t", {"x": float, "s": str})
@@ -6217,7 +6217,12 @@ def test_one_column_may_be_asked_for_by_its_name(runs):
         for union_schemas in False, True:
             with pytest.raises(cox.SchemaError, match=r"no column 'los'\. .*note"):
                 reader.df("t", columns="los", union_schemas=union_schemas)
-        assert list(reader.get_store("c")["t"].frame("note")) == ["note"]
+        table = reader.get_store("c")["t"]
+        assert list(table.frame("note")) == ["note"]
+        with pytest.raises(cox.SchemaError, match="no column 'nots'; did you mean 'no"):
+            table.frame("nots")
+        with pytest.raises(ValueError, match="got -1"):
+            table.tail(-1)
 
 
 def test_what_is_no_run_is_passed_over_and_what_is_shut_is_named(
@@ -7931,7 +7936,29 @@ def test_tail_shows_the_last_rows_and_follows(store, cli, monkeypatch):
     assert len(said) > 2000
 
 
-REFUSED = {
+def test_tail_goes_on_with_a_table_that_was_begun_afresh(out, cli, monkeypatch):
+    schema = {"epoch": int}
+    with Store(out, "r") as store:
+        assert (
+            cli("tail", store.path, status=2, err="cox tail: .*r has no table yet\n")
+            == ""
+        )
+        store.add_table("t", schema).append_rows({"epoch": range(9)})
+
+    def begin_afresh(seconds):
+        Store(out, "r", mode="w").add_table("t", schema).append_row({"epoch": 77})
+        monkeypatch.setattr(cox.time, "sleep", lambda _: signal.raise_signal(2))
+
+    monkeypatch.setattr(cox.time, "sleep", begin_afresh)
+    said = cli("tail", "r", "-d", out, "-f", status=130).split()
+    assert said == ["epoch", *map(str, range(9)), "77"]
+
+
+def test_version_is_that_of_the_file(cli):
+    assert cli("--version") == f"cox {cox.__version__}\n"
+
+
+REFUSED_COMMANDS = {
     "no-command": ([], "cox no command: not one of ls, show, diff, tail, tb .*"),
     "no-such-command": (["nonsense"], "cox nonsense: not one of ls, show, .*"),
     "no-such-directory": (["ls", "{out}/x"], "cox ls: .*no directory.*"),
@@ -7957,7 +7984,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("args", "message"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(
+    ("args", "message"), REFUSED_COMMANDS.values(), ids=REFUSED_COMMANDS
+)
 def test_commands_refuse_in_one_line(sweep, cli, args, message):
     args = [arg.format(out=sweep) for arg in args]
     assert cli(*args, status=2, err=f"{message}\n") == ""
