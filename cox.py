@@ -3024,9 +3024,7 @@ class _Run:
             self.exporting.refuse_again()
             if self.is_changed:  # rows that other threads logged meanwhile
                 self.checkpoint()
-            if (
-                not self.changing.is_busy
-            ):  # else a signal handler came amid a row: later
+            if not self.changing.is_busy:  # else this came amid a row: later
                 if not self.is_lost():
                     self.history.end(status, err)
                 self._release()
@@ -3127,18 +3125,16 @@ class _Handle:
             is_last = was_user and not run.users
         # first, or a thread that logs meanwhile would take the lock again
         before, self.refusal = self.refusal, self.refusal or _CLOSED
-        is_done = not is_last
+        is_open = is_last
         try:
             if is_last:
                 run.close(status, err)
-                is_done = (
-                    not run.changing.is_busy
-                )  # else it was a signal handler amid a row
+                is_open = run.changing.is_busy  # a signal handler came amid a row
         except BaseException:
             self.refusal = before
             raise
         finally:
-            if not is_done:  # so that the next close() does it
+            if is_open:  # so that the next close() does it
                 run.users += 1
                 self._is_user = True
 
