@@ -3679,8 +3679,10 @@ def _put(kind, path, outside):
     if kind == "fifo":
         os.mkfifo(path)
     elif kind == "socket":
-        with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as sock:
-            sock.bind(path.name)
+        # by its name, as the whole path may be too long for a socket
+        with pytest.MonkeyPatch.context() as patch, socket.socket(socket.AF_UNIX) as s:
+            patch.chdir(path.parent)
+            s.bind(path.name)
     elif kind == "directory":
         path.mkdir()
         (path / "within").mkdir()
