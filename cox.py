@@ -164,7 +164,9 @@ class CoxError(Exception):
     """Base of every error that cox raises; its text is fit for a terminal."""
 
     def __str__(self) -> str:
-        return _printable(super().__str__(), _MESSAGE_MAX)
+        # of a message alone KeyError, a base of one of these, would show the repr
+        text = self.args[0] if len(self.args) == 1 else super().__str__()
+        return _printable(text, _MESSAGE_MAX)
 
 
 class SchemaError(CoxError, ValueError):
@@ -173,9 +175,6 @@ class SchemaError(CoxError, ValueError):
 
 class NotFoundError(CoxError, KeyError, FileNotFoundError):
     """There is no such run, table, directory or object."""
-
-    def __str__(self) -> str:  # KeyError would show the repr of the message
-        return _printable(Exception.__str__(self), _MESSAGE_MAX)
 
 
 class StoreExistsError(CoxError, ValueError):
@@ -280,11 +279,8 @@ _O_SAFE: Final[int] = (
 )
 _O_READ_APPEND: Final = os.O_RDWR | os.O_APPEND
 _NO_REGULAR_FILE_ERRNOS: Final = (errno.ELOOP, errno.ENXIO, errno.EISDIR)
-_NO_LOCK_ERRNOS: Final = {  # what a file system without locks says to flock
-    getattr(errno, name)
-    for name in ("ENOLCK", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EINVAL")
-    if hasattr(errno, name)
-}
+# what a file system without locks says to flock
+_NO_LOCK_ERRNOS: Final = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 # pandas reads and writes an HDF5 file as bytes in memory: no lock of HDF5 is
 # taken, and a disk that is full shows when we write the bytes, not in silence.
@@ -543,35 +539,31 @@ def _read_at(fd: int, size: int, offset: int) -> bytes:
 
 def _write_all(fd: int, data: bytes) -> None:
     """Write with one ``os.write``, or go on after a short one until it fails."""
-    written = 0
-    while written < len(data):
-        count = os.write(fd, data[written:] if written else data)
+    while data:
+        count = os.write(fd, data)
         if not count:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        written += count
+        data = data[count:]
 
 
 def _close_all(*fds: int) -> None:
-    """Close descriptors, -1 being none; raise the first error once all are closed."""
-    errors = []
-    for fd in fds:
-        try:
+    """Close descriptors, -1 being none; raise an error once all are closed.
+
+    On network file systems that may be the first word of a full disk.
+    """
+    with contextlib.ExitStack() as stack:
+        for fd in fds:
             if fd >= 0:
-                os.close(fd)
-        except OSError as err:  # on network file systems, the first word of a full disk
-            errors.append(err)
-    if errors:
-        raise errors[0]
+                stack.callback(os.close, fd)
 
 
 def _sync(path: str) -> None:
     """Wait until a file, or the names in a directory, are on the disk."""
     try:
         fd = os.open(path, os.O_RDONLY | _O_SAFE)
-    except PermissionError:  # Windows opens no directory
-        return
     except OSError as err:
-        if err.errno in _NO_REGULAR_FILE_ERRNOS:  # nothing of ours is behind it
+        # nothing of ours is behind it; or EACCES: Windows opens no directory
+        if err.errno in (*_NO_REGULAR_FILE_ERRNOS, errno.EACCES):
             return
         raise
     try:
@@ -591,7 +583,7 @@ def _sync_all(paths: Collection[str]) -> None:
             _sync(path)
 
     try:
-        with ThreadPoolExecutor(min(len(paths), 16) or 1) as pool:
+        with ThreadPoolExecutor(16) as pool:
             list(pool.map(sync, paths))
     except RuntimeError:  # no thread can be started when the interpreter exits
         for path in paths:
@@ -636,10 +628,7 @@ def _remove(path: str) -> None:
 
 
 def _is_real_dir(path: str) -> bool:
-    try:
-        return stat.S_ISDIR(os.lstat(path).st_mode)
-    except FileNotFoundError:
-        return False
+    return os.path.isdir(path) and not os.path.islink(path)
 
 
 def _require_real_dir(path: str) -> None:
@@ -681,8 +670,8 @@ def _decode_line(line: bytes) -> dict[str, Any]:
 class _State(NamedTuple):
     """What `.tables/state.json` says; see On-disk format."""
 
-    rows: Mapping[str, int] = types.MappingProxyType({})  # by file name without suffix
-    stores: Sequence[str] = ()  # digests of the store.h5 that cox wrote
+    rows: dict[str, int]  # by file name without suffix
+    stores: Sequence[str]  # digests of the store.h5 that cox wrote
 
     def nrows(self, table_path: str) -> int:
         """Return how many rows of a table were synced."""
@@ -697,12 +686,11 @@ def _read_state(tables_dir: str) -> _State:
         rows, stores = fields["rows"], fields["stores"]
         if isinstance(rows, dict) and isinstance(stores, list):
             return _State({k: n for k, n in rows.items() if type(n) is int}, stores)
-    return _State()
+    return _State({}, [])
 
 
 def _write_state(tables_dir: str, state: _State) -> None:
-    line = _encode_line({"rows": dict(state.rows), "stores": [*state.stores]})
-    _write_file(os.path.join(tables_dir, _STATE_NAME), line)
+    _write_file(os.path.join(tables_dir, _STATE_NAME), _encode_line(state._asdict()))
 
 
 ###############################################################################
