@@ -701,13 +701,8 @@ def _write_state(tables_dir: str, state: _State) -> None:
 # 3.7 may not. To add a kind of column, add its functions and a line to _KINDS.
 
 
-def _scalar(value: Any) -> Any:
-    """Unwrap numpy scalars, 0-d arrays and 0-d tensors."""
-    return value.item() if getattr(value, "shape", None) == () else value
-
-
 def _number(value: Any) -> Any:
-    """Also unwrap arrays and tensors of any shape that hold one element."""
+    """Unwrap numpy scalars, and arrays and tensors of one element, of any shape."""
     shape = getattr(value, "shape", None)
     is_single = isinstance(shape, tuple) and math.prod(shape) == 1
     return value.item() if is_single else value
@@ -748,10 +743,6 @@ def _to_bool(value: Any) -> bool:
     return bool(value)
 
 
-def _to_text(value: Any) -> bytes:
-    return str(value).encode("utf-8", "surrogatepass")
-
-
 def _to_pytorch_state(value: Any) -> bytes:
     import torch
 
@@ -760,19 +751,6 @@ def _to_pytorch_state(value: Any) -> bytes:
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
-
-
-def _object_path(uid: str, objects_dir: str) -> str:
-    """Return the path of a PICKLE or PYTORCH_STATE value's file.
-
-    Raises:
-        CorruptError: It would be outside the directory.
-    """
-    if str(uid) in ("", ".", "..", "nan") or {"/", "\\", ":", "\0"} & set(str(uid)):
-        raise CorruptError(
-            f"{uid!r:.200} names no file of {objects_dir}; it is not opened"
-        )
-    return os.path.join(objects_dir, uid)
 
 
 def _object_digest(data: bytes) -> bytes:
@@ -788,7 +766,12 @@ def _new_uid(data: bytes) -> str:
 
 
 def _read_object(uid: str, objects_dir: str) -> bytes:
-    path = _object_path(uid, objects_dir)
+    """Read the file of a PICKLE or PYTORCH_STATE value, which is within the run."""
+    if str(uid) in ("", ".", "..", "nan") or {"/", "\\", ":", "\0"} & set(str(uid)):
+        raise CorruptError(
+            f"{uid!r:.200} names no file of {objects_dir}; it is not opened"
+        )
+    path = os.path.join(objects_dir, uid)
     _refuse_link(objects_dir)
     try:
         data = _read_file(path)
@@ -831,20 +814,20 @@ class _Kind(NamedTuple):
 def _numpy_kind(code: str) -> _Kind:
     dtype = np.dtype(code)
     if dtype.kind == "f":  # a float32 is 0.1, not 0.10000000149
-        convert = functools.partial(_to_float, code=f"<{code}")
+        to_float = functools.partial(_to_float, code=f"<{code}")
         return _Kind(
-            dtype.type, convert, code, show=lambda x: float(str(dtype.type(x)))
+            dtype.type, to_float, code, show=lambda x: float(str(dtype.type(x)))
         )
     limits = np.iinfo(dtype)
-    low, high = int(limits.min), int(limits.max)
-    return _Kind(dtype.type, functools.partial(_to_int, low=low, high=high), code)
+    to_int = functools.partial(_to_int, low=limits.min, high=limits.max)
+    return _Kind(dtype.type, to_int, code)
 
 
 _KINDS: Final[Mapping[str, _Kind]] = {
     "float": _Kind(float, _to_float, "d"),
     "int": _Kind(int, _to_int, "q"),
     "bool": _Kind(bool, _to_bool, "?"),
-    "str": _Kind(str, _to_text),
+    "str": _Kind(str, lambda value: str(value).encode("utf-8", "surrogatepass")),
     OBJECT: _Kind(
         OBJECT,
         lambda value: obj_to_string(value).encode("ascii"),
@@ -862,7 +845,8 @@ _KINDS: Final[Mapping[str, _Kind]] = {
     **{np.dtype(code).name: _numpy_kind(code) for code in "efdbhiqBHIQ"},
 }
 _KIND_NAMES: Final[Mapping[Any, str]] = {  # of the types in a schema
-    **{t: np.dtype(t).name for t in set(np.sctypeDict.values())},  # np.bool_ is bool
+    # C's types that have another name here, as np.longlong; and np.bool_ is bool
+    **{t: name for t in np.sctypeDict.values() if (name := np.dtype(t).name) in _KINDS},
     **{kind.type: name for name, kind in _KINDS.items()},
 }
 _COMPLEX: Final = frozenset({np.complex64, np.complex128, np.clongdouble})
@@ -888,8 +872,10 @@ class _Schema:
         self.struct = struct.Struct("<q" + "".join(codes + text_start))
         # Takes a row's values in C, where struct and str() refuse just what cox does:
         # not for bools, as struct takes anything for one.
-        is_simple = "?" not in codes and not any(kind.load for kind in kinds)
-        self.get_row = _row_getter(*columns) if is_simple else None
+        self.get_row: Callable[[Mapping[str, Any]], Sequence[Any]] | None = None
+        if "?" not in codes and not any(kind.load for kind in kinds):
+            get = operator.itemgetter(*columns)
+            self.get_row = get if len(columns) > 1 else lambda row: (get(row),)
         # columns by position: names of numpy fields are no place for "" or "a/b"
         fields = [(str(i), np.dtype(code).str) for i, code in enumerate(codes)]
         fields += [("start", "<i8")] if text_start else []
@@ -901,33 +887,24 @@ class _Schema:
         return len(self.header) + nrows * self.record_size
 
 
-def _row_getter(*columns: str) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
-    if len(columns) == 1:
-        return lambda row: (row[columns[0]],)
-    return operator.itemgetter(*columns)
-
-
-def _kind_name(column: Any, column_type: Any) -> str:
-    """Return the name of a column's kind in a header."""
-    if not isinstance(column, str):
-        raise SchemaError(f"a column name must be a str, got {column!r}")
-    with contextlib.suppress(TypeError):  # a type that has no hash is none of ours
-        kind_name = _KIND_NAMES.get(column_type, "")
-        if kind_name in _KINDS:
-            return kind_name
-    raise SchemaError(
-        f"column {column!r} has type {column_type!r}; use int, float, str, bool, a "
-        "numpy integer or float type up to 64 bits, OBJECT, PICKLE or PYTORCH_STATE"
-    )
-
-
 def _encode_header(schema: Mapping[str, Any]) -> bytes:
     """Return the header line for a schema as users write it."""
     if not isinstance(schema, Mapping) or not schema:
         raise SchemaError(
             f"a schema is a dict, column to type, not empty; got {schema!r}"
         )
-    columns = {name: _kind_name(name, schema[name]) for name in schema}
+    columns = {}
+    for name, column_type in schema.items():
+        if not isinstance(name, str):
+            raise SchemaError(f"a column name must be a str, got {name!r}")
+        try:
+            columns[name] = _KIND_NAMES[column_type]
+        except (KeyError, TypeError):  # TypeError: it has no hash
+            raise SchemaError(
+                f"column {name!r} has type {column_type!r}; use int, float, str, bool, "
+                "a numpy integer or float type up to 64 bits, OBJECT, PICKLE or "
+                "PYTORCH_STATE"
+            ) from None
     return _encode_line({"cox": _FORMAT_VERSION, "columns": columns})
 
 
@@ -938,19 +915,17 @@ def _decode_header(header: bytes) -> _Schema:
     Raises:
         CorruptError: It is none, or of a later format. The caller adds the path.
     """
-    try:
+    version: Any = None
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
         fields = _decode_line(header)
-        version, columns = fields["cox"], fields["columns"]
-        if type(version) is int and version > _FORMAT_VERSION:
-            raise CorruptError(
-                f"its format version {version} is newer than this cox reads "
-                f"({_FORMAT_VERSION}); upgrade cox"
-            )
-        if version == _FORMAT_VERSION and columns:
-            return _Schema(header, columns)
-    except (ValueError, KeyError, TypeError, AttributeError) as err:
-        if isinstance(err, CorruptError):
-            raise
+        version = fields["cox"]
+        if version == _FORMAT_VERSION and fields["columns"]:
+            return _Schema(header, fields["columns"])
+    if type(version) is int and version > _FORMAT_VERSION:
+        raise CorruptError(
+            f"its format version {version} is newer than this cox reads "
+            f"({_FORMAT_VERSION}); upgrade cox"
+        )
     remedy = "; read it with the cox that wrote it" if b'"cox": 1,' in header else ""
     raise CorruptError(
         f"its first line is not the header of a table{remedy}: {header[:60]!r}"
@@ -975,9 +950,10 @@ def schema_from_dict(d: Any, alternative: str = OBJECT) -> dict[str, Any]:
     schema = {}
     for name, value in _as_row(d).items():
         # 0-d tensors count as their number; numpy scalars keep their own type
-        value_type = type(value if isinstance(value, np.generic) else _scalar(value))
-        kind = _KINDS.get(_KIND_NAMES.get(value_type, ""))
-        schema[name] = kind.type if kind else alternative
+        if getattr(value, "shape", None) == () and not isinstance(value, np.generic):
+            value = value.item()
+        kind_name = _KIND_NAMES.get(type(value))
+        schema[name] = _KINDS[kind_name].type if kind_name else alternative
     return schema
 
 
@@ -6260,7 +6236,7 @@ _ALIASES: Final[Mapping[str, Any]] = {
     "TABLE_OBJECT_DIR": _OBJECTS_DIR,
     "COX_DATA_KEY": "COX_DATA",
     "_clean_dict": lambda d, schema: {  # numbers out of 0-d tensors
-        n: v if isinstance(schema[n], str) else _scalar(v) for n, v in d.items()
+        n: v if isinstance(schema[n], str) else _number(v) for n, v in d.items()
     },
     "main": tensorboard_main,
 }
