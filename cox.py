@@ -971,6 +971,8 @@ def schema_from_dict(d: Any, alternative: str = OBJECT) -> dict[str, Any]:
 #   than a record (a killed writer, a full disk), or stands behind what was synced
 #   (a dead machine keeps or loses such pages as it likes). All else is corruption:
 #   damage before the mark of what was synced, and a good record out of its place.
+# Below, `first` is how many rows of the table come before some rows, and `start`
+# where in `.text` theirs begins.
 
 
 class _Rows(NamedTuple):
@@ -1066,15 +1068,11 @@ def _text_bounds(
     """
     bounds = np.zeros(len(records) + 1, np.int64)
     ends = bounds[1:]
-    is_right = np.ones(len(records), np.bool_)
     for i in schema.text_fields:
-        lengths = records[str(i)]
-        is_right &= (lengths >= 0) & (lengths <= size)  # so no sum can wrap
-        ends += np.where(is_right, lengths, 0)
+        lengths = records[str(i)].view(np.uint64)  # a negative one is a huge one
+        ends += np.minimum(lengths, size + 1).view(np.int64)  # so no sum can wrap
     np.minimum(ends, size + 1).cumsum(out=ends)
-    is_right &= ends <= size
-    if not is_right.all():
-        ends[int(is_right.argmin()) :] = -1
+    ends[ends > size] = -1
     return bounds
 
 
@@ -1118,10 +1116,7 @@ def _indexes(counts: Sequence[int]) -> npt.NDArray[np.int64]:
 def _count_good(rows: _Rows, first: int = 0, start: int = 0) -> int:
     """Return how many records prove themselves, before the first that does not.
 
-    Args:
-        rows: As they are in the files, of one or several tables.
-        first: How many rows come before them in each table.
-        start: Where their text starts in each `.text`.
+    The rows are as in the files, those of each table from the same place on.
     """
     schema = _decode_header(rows.header)
     records = np.frombuffer(rows.records, schema.dtype)
@@ -1146,12 +1141,10 @@ def _merge_rows(parts: Iterable[_Rows]) -> list[_Rows]:
     for part in parts:
         by_header.setdefault(part.header, []).append(part)
     return [
-        group[0]
-        if len(group) == 1
-        else _Rows(
+        _Rows(
             header,
-            list(itertools.chain.from_iterable(part.sources for part in group)),
-            list(itertools.chain.from_iterable(part.counts for part in group)),
+            [source for part in group for source in part.sources],
+            [count for part in group for count in part.counts],
             b"".join(part.records for part in group),
             b"".join(part.texts for part in group),
         )
@@ -1162,14 +1155,7 @@ def _merge_rows(parts: Iterable[_Rows]) -> list[_Rows]:
 def _encode_rows(
     header: bytes, columns: Sequence[Any], first: int = 0, start: int = 0
 ) -> _Rows:
-    """Return rows made of whole columns: arrays, or lists of bytes for text kinds.
-
-    Args:
-        header: Of their table.
-        columns: Values per column, in the order of the header.
-        first: Rows that come before them in the table.
-        start: Bytes of text that come before theirs.
-    """
+    """Return rows made of whole columns: arrays, or lists of bytes for text kinds."""
     schema = _decode_header(header)
     records = np.zeros(len(columns[0]), schema.dtype)
     records["number"] = np.arange(first + 1, first + len(records) + 1)
@@ -1266,12 +1252,8 @@ def _frame(
 ) -> pd.DataFrame:
     """Return rows as a frame, index 0..n-1, text in pandas' own dtype for str.
 
-    Args:
-        header: Of all the rows.
-        parts: The rows; of each part only the values are kept.
-        capacity: Rows that there will be, roughly.
-        columns: Names of those to decode; None for all.
-        text_dtype: Of text columns; defaults to pandas' own.
+    Of each part only the values of the wanted columns are kept. ``capacity`` is how
+    many rows there will be, roughly.
     """
     schema = _decode_header(header)
     text_dtype = text_dtype or _text_dtype()
@@ -1310,13 +1292,7 @@ def _frame(
 
 
 class _TableFile:
-    """A table's two files, open to be read, both of one generation.
-
-    Attributes:
-        path: The files without their suffix.
-        schema: What the header says.
-        count: Whole records there were when the file was opened, good or not.
-    """
+    """A table's two files, open to be read, both of one generation."""
 
     schema: _Schema
 
@@ -1327,8 +1303,8 @@ class _TableFile:
             FileNotFoundError: There is no such table.
             CorruptError: A file is damaged, or none of a table.
         """
-        self.path = path
-        self.count = 0
+        self.path = path  # of the files, without their suffix
+        self.count = 0  # whole records when they were opened, good or not
         self._rows_fd = self._text_fd = -1
         self._rows_size = self._text_size = 0  # bytes, when they were opened
         self._prefix = b""  # the first bytes of `.rows`: all of a short table
@@ -1410,13 +1386,7 @@ class _TableFile:
         return max(0, min(start, self._text_size + 1))
 
     def read(self, first: int, count: int, start: int) -> _Rows:
-        """Read records; return the good ones up to the first that is not.
-
-        Args:
-            first: How many rows come before them.
-            count: How many records to read.
-            start: Where their text starts.
-        """
+        """Read records; return the good ones up to the first that is not."""
         rows = self._read(first, count, start)
         good = _count_good(rows, first, start)
         return rows if good == rows.nrows else _slice_rows(rows, 0, good)
@@ -1439,21 +1409,23 @@ class _TableFile:
                 break
         self._check_end(first, start)
 
-    def find_end(self, first: int = 0) -> tuple[int, int]:
-        """Return how many rows there are, and how much text they have."""
+    def find_end(self, known: int = 0) -> tuple[int, int]:
+        """Return how many rows there are, and how much text they have.
+
+        If there are as many as are ``known`` to be good, the last vouches for all.
+        """
+        first = max(0, known - 1) if known == self.count else 0
         nrows, text_size = first, self.start_of(first) if first else 0
         for rows in self.blocks(first):
             nrows += rows.nrows
             text_size += len(rows.texts)
+        is_more = self._rows_size > self.schema.offset(nrows)
+        if first and (is_more or self._text_size > text_size):
+            return self.find_end()  # look at all, before anything is cut
         return nrows, text_size
 
-    def is_longer(self, nrows: int, text_size: int) -> bool:
-        """Say whether there is more in the files than such rows and text."""
-        is_more = self._rows_size > self.schema.offset(nrows)
-        return is_more or self._text_size > text_size
-
-    def read_torn(self, nrows: int, text_size: int) -> tuple[bytes, bytes]:
-        """Return what stands in the files behind the good rows and their text."""
+    def keep_torn(self, nrows: int, text_size: int) -> None:
+        """Copy what stands behind the good rows and their text to files beside them."""
         offset = self.schema.offset(nrows)
         sizes = self._rows_size - offset, self._text_size - text_size
         if max(sizes) > _TORN_MAX:
@@ -1463,9 +1435,14 @@ class _TableFile:
                 f"{text_size}, if they are not wanted",
                 self.path + _ROWS_SUFFIX,
             )
-        torn = _read_at(self._rows_fd, sizes[0], offset)
-        has_text = self._text_fd >= 0
-        return torn, _read_at(self._text_fd, sizes[1], text_size) if has_text else b""
+        fds, starts = (self._rows_fd, self._text_fd), (offset, text_size)
+        for suffix, fd, size, start in zip(_SUFFIXES, fds, sizes, starts):
+            if size > 0:
+                aside = _dated_path(self.path + suffix)
+                _write_file(aside, _read_at(fd, size, start))
+                _log.warning(
+                    "the torn end of %s is now in %s", self.path + suffix, aside
+                )
 
     def _check_end(self, nrows: int, start: int) -> None:
         """Make sure that what is behind the good rows is a torn end."""
@@ -1512,8 +1489,7 @@ class _RowWriter:
         Args:
             path: The files without their suffix.
             schema: What they must hold.
-            mark: Rows known to be good: synced, or counted by a writer we closed. If
-                the file has just as many, only the last is looked at.
+            mark: Rows known to be good: synced, or counted by a writer we closed.
             is_locked: No other process can write them.
         """
         self.path = path
@@ -1525,10 +1501,7 @@ class _RowWriter:
                     f"{path} was made anew, with columns {on_disk.columns}; open the "
                     "Store again"
                 )
-            is_synced = table.count == mark
-            nrows, text_size = table.find_end(max(0, mark - 1) if is_synced else 0)
-            if is_synced and table.is_longer(nrows, text_size):
-                nrows, text_size = table.find_end()  # all, before anything is cut
+            nrows, text_size = table.find_end(mark)
             if nrows < mark:
                 _log.warning("%s has %d rows, where %d were synced", path, nrows, mark)
             # Rows, and bytes of text, that are whole. One attribute, so that an
@@ -1536,27 +1509,15 @@ class _RowWriter:
             self.end: tuple[int, int] = (nrows, text_size)
             self._is_clean = False  # nothing is behind `end`; False amid a row
             if table.count > nrows:  # a whole record is cut, which no kill leaves
-                for suffix, torn in zip(_SUFFIXES, table.read_torn(nrows, text_size)):
-                    self._keep_aside(suffix, torn)
+                table.keep_torn(nrows, text_size)
         self._pack = on_disk.struct.pack
         self._rows_fd = _open_file(path + _ROWS_SUFFIX, _O_READ_APPEND)
         if on_disk.text_fields:
             self._text_fd = _open_file(path + _TEXT_SUFFIX, _O_READ_APPEND | os.O_CREAT)
         self._repair()
 
-    def _keep_aside(self, suffix: str, torn: bytes) -> None:
-        if torn:
-            aside = _dated_path(self.path + suffix)
-            _write_file(aside, torn)
-            _log.warning("the torn end of %s is now in %s", self.path + suffix, aside)
-
     def encode(self, values: Sequence[Any], text: bytes) -> bytes:
-        """Return the record of the next row.
-
-        Args:
-            values: Per column its number, or the length of its text in bytes.
-            text: The row's text, in the order of the columns.
-        """
+        """Return the record of the next row; of text, ``values`` has the lengths."""
         nrows, text_size = self.end
         start = (text_size,) if self.schema.text_fields else ()
         record = self._pack(nrows + 1, *values, *start)
