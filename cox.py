@@ -552,7 +552,7 @@ def _close_all(*fds: int) -> None:
     On network file systems that may be the first word of a full disk.
     """
     with contextlib.ExitStack() as stack:
-        for fd in fds:
+        for fd in reversed(fds):  # what is pushed last is closed first
             if fd >= 0:
                 stack.callback(os.close, fd)
 
@@ -651,20 +651,18 @@ def _encode_line(fields: Mapping[str, Any]) -> bytes:
     return b'%b, "check": %d}\n' % (checked, zlib.crc32(checked))
 
 
-def _decode_line(line: bytes) -> dict[str, Any]:
-    """Parse a line of :func:`_encode_line`; its fields may be of any type.
+_BAD_LINE: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
-    Raises:
-        ValueError: It is none, or damaged.
+
+def _decode_line(line: bytes) -> Any:
+    """Parse a line of :func:`_encode_line`; a stranger may have put any JSON there.
+
+    It, or taking what should be in it, raises one of _BAD_LINE.
     """
     checked, _, check = line.rpartition(b', "check": ')
     if check != b"%d}\n" % zlib.crc32(checked):
         raise ValueError("its check does not hold")
-    with contextlib.suppress(RecursionError):
-        fields = json.loads(checked + b"}")
-        if isinstance(fields, dict):
-            return fields
-    raise ValueError("it holds no JSON object")
+    return json.loads(checked + b"}")
 
 
 class _State(NamedTuple):
@@ -680,12 +678,11 @@ class _State(NamedTuple):
 
 def _read_state(tables_dir: str) -> _State:
     """Read a run's state; what is damaged or missing says nothing."""
-    with contextlib.suppress(CorruptError, FileNotFoundError, ValueError, KeyError):
+    with contextlib.suppress(FileNotFoundError, *_BAD_LINE):
         line = _read_file(os.path.join(tables_dir, _STATE_NAME), _STATE_MAX)
         fields = _decode_line(line)
-        rows, stores = fields["rows"], fields["stores"]
-        if isinstance(rows, dict) and isinstance(stores, list):
-            return _State({k: n for k, n in rows.items() if type(n) is int}, stores)
+        rows = {k: n for k, n in fields["rows"].items() if type(n) is int}
+        return _State(rows, [*fields["stores"]])
     return _State({}, [])
 
 
@@ -916,7 +913,7 @@ def _decode_header(header: bytes) -> _Schema:
         CorruptError: It is none, or of a later format. The caller adds the path.
     """
     version: Any = None
-    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+    with contextlib.suppress(*_BAD_LINE):
         fields = _decode_line(header)
         version = fields["cox"]
         if version == _FORMAT_VERSION and fields["columns"]:
