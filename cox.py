@@ -1076,12 +1076,9 @@ def _text_bounds(
 @functools.lru_cache(maxsize=1024)
 def _crc_of_good(size: int, count: int) -> int:
     """Return the crc32 of so many good records, which is the same for all of them."""
-    body, crc = bytes(size - 8), 0
+    body = bytes(size - 8)
     record = body + zlib.crc32(body).to_bytes(8, "little")
-    some = record * max(1, 4096 // size)  # quicker than one by one
-    for first in range(0, size * count, len(some)):
-        crc = zlib.crc32(some[: size * count - first], crc)
-    return crc
+    return zlib.crc32(record * count)
 
 
 def _checks_hold(records: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
@@ -1174,13 +1171,11 @@ def _encode_rows(
 def _slice_rows(rows: _Rows, first: int, end: int) -> _Rows:
     """Return some of the rows of one table."""
     schema = _decode_header(rows.header)
-    size = schema.record_size
-    records, texts = rows.records[first * size : end * size], rows.texts
-    if schema.text_fields:
-        array = np.frombuffer(rows.records, schema.dtype)[:end]
-        bounds = _text_bounds(schema, array, len(texts))
-        texts = texts[bounds[first] : bounds[-1]]
-    return _Rows(rows.header, [0], [len(records) // size], records, texts)
+    records = np.frombuffer(rows.records, schema.dtype)[:end]
+    bounds = _text_bounds(schema, records, len(rows.texts))
+    texts = rows.texts[bounds[first] : bounds[-1]]
+    records = records[first:]
+    return _Rows(rows.header, [0], [len(records)], records.tobytes(), texts)
 
 
 def _text_dtype() -> Any:
@@ -1824,10 +1819,8 @@ def _put_fixed(store: Any, name: str, rows: _Rows) -> None:
 
     pandas pickles its text, and cox unpickles no stranger's: it reads the rows.
     """
-    columns = _decode_header(rows.header).columns
-    half_floats = dict.fromkeys((c for c in columns if columns[c] == "float16"), "f4")
     frame = _frame(rows.header, [rows], rows.nrows, text_dtype=object)
-    frame = frame.astype(half_floats)
+    frame = frame.astype(dict.fromkeys(frame.select_dtypes("float16"), "f4"))
     try:
         store.put(name, frame, format="fixed", track_times=False)
     except OverflowError as err:
@@ -1883,9 +1876,7 @@ def _serve_originals() -> None:
             _answer(answers)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if status not in (0, _CHILD_DONE):
-            answers.write(
-                b'["it ended the process that read it: %d", [], false]\n' % status
-            )
+            answers.write(b'["it ended what read it: %d", [], false]\n' % status)
             answers.flush()
 
 
@@ -1973,8 +1964,7 @@ def _group_rows(group: Any) -> tuple[str, _Rows]:
     values: dict[str, Any] = {}
     for field in set(records.dtype.names or ()) - {"index"}:
         names = node._v_attrs[field + "_kind"]
-        block = records[field].reshape(len(records), len(names))
-        values.update((name, block[:, i]) for i, name in enumerate(names))
+        values.update(zip(names, records[field].reshape(len(records), len(names)).T))
     columns = []
     for name, kind in _decode_header(header).columns.items():
         column = values[name]
@@ -2145,12 +2135,11 @@ def _read_line(*path: str) -> str:
 
 def _read_git(folder: str) -> dict[str, Any]:
     """Return root, branch and commit of the work tree around a folder, by its files."""
-    root, git_dir = folder, os.path.join(folder, ".git")
-    while not os.path.exists(git_dir):
+    root = folder
+    while not os.path.exists(git_dir := os.path.join(root, ".git")):
         if root == os.path.dirname(root):
             return {}
         root = os.path.dirname(root)
-        git_dir = os.path.join(root, ".git")
     git = {"root": root}
     with contextlib.suppress(OSError, ValueError, StopIteration):
         if os.path.isfile(git_dir):  # of a further worktree, or of a submodule
