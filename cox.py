@@ -907,11 +907,7 @@ def _encode_header(schema: Mapping[str, Any]) -> bytes:
 
 @functools.lru_cache(maxsize=1024)
 def _decode_header(header: bytes) -> _Schema:
-    """Parse a header line.
-
-    Raises:
-        CorruptError: It is none, or of a later format. The caller adds the path.
-    """
+    """Parse a header line; to the error about a bad one the caller adds the path."""
     version: Any = None
     with contextlib.suppress(*_BAD_LINE):
         fields = _decode_line(header)
@@ -1184,11 +1180,7 @@ def _text_dtype() -> Any:
 
 
 def _decode_text(rows: _Rows, column: int, dtype: Any) -> Any:
-    """Return the values of a text column.
-
-    Raises:
-        CorruptError: One is not UTF-8.
-    """
+    """Return the values of a text column, which must be UTF-8."""
     schema = _decode_header(rows.header)
     records = np.frombuffer(rows.records, schema.dtype)
     starts = _text_bounds(schema, records, len(rows.texts))[:-1]
@@ -1196,7 +1188,7 @@ def _decode_text(rows: _Rows, column: int, dtype: Any) -> Any:
         starts = starts + records[str(i)]
     lengths = records[str(column)]
     if getattr(dtype, "storage", "") == "pyarrow":
-        with contextlib.suppress(ValueError):  # Arrow holds no lone surrogates
+        with contextlib.suppress(ValueError):  # not UTF-8 as Arrow has it
             return pd.Series(_arrow_text(rows.texts, starts, lengths, dtype))
     spans = zip(starts.tolist(), (starts + lengths).tolist())
     if rows.texts.isascii():  # one decode, then slices: twice as fast
@@ -1218,11 +1210,7 @@ def _decode_text(rows: _Rows, column: int, dtype: Any) -> Any:
 def _arrow_text(
     text: bytes, starts: npt.NDArray[Any], lengths: npt.NDArray[Any], dtype: Any
 ) -> Any:
-    """Return pandas' array of Arrow strings, with no str made of any of them.
-
-    Raises:
-        ValueError: A value by itself is not UTF-8.
-    """
+    """Return pandas' array of Arrow strings, checked, with no str made of any."""
     import pyarrow
 
     data = np.frombuffer(text, np.uint8)
@@ -1289,12 +1277,7 @@ class _TableFile:
     schema: _Schema
 
     def __init__(self, path: str) -> None:
-        """Open the files.
-
-        Raises:
-            FileNotFoundError: There is no such table.
-            CorruptError: A file is damaged, or none of a table.
-        """
+        """Open the files; FileNotFoundError says that there is no such table."""
         self.path = path  # of the files, without their suffix
         self.count = 0  # whole records when they were opened, good or not
         self._rows_fd = self._text_fd = -1
@@ -1384,11 +1367,7 @@ class _TableFile:
         return rows if good == rows.nrows else _slice_rows(rows, 0, good)
 
     def blocks(self, first: int = 0) -> Iterator[_Rows]:
-        """Yield all good rows from ``first`` on, some thousands at a time.
-
-        Raises:
-            CorruptError: What is behind them is no torn end.
-        """
+        """Yield all good rows from ``first`` on; see that a torn end is behind them."""
         step = max(1, _BLOCK_SIZE // self.schema.record_size)
         start = self.start_of(first) if first else 0
         while first < self.count:
@@ -1478,11 +1457,8 @@ class _RowWriter:
     def __init__(self, path: str, schema: _Schema, mark: int, is_locked: bool) -> None:
         """Open the files; cut a torn end, after keeping a long one aside.
 
-        Args:
-            path: The files without their suffix.
-            schema: What they must hold.
-            mark: Rows known to be good: synced, or counted by a writer we closed.
-            is_locked: No other process can write them.
+        ``mark`` rows are known to be good: synced, or counted by a writer we closed.
+        With ``is_locked`` no other process can write.
         """
         self.path = path
         self._is_locked = is_locked
@@ -1696,10 +1672,8 @@ def _check_value(value: Any, depth: int = 0) -> None:
 def _load_plain(data: bytes) -> Any:
     """Return the value of a pickle of numbers, text, names of types, and containers.
 
-    It runs no code of the pickle's, and takes time and memory as its length does.
-
-    Raises:
-        Exception: The value is not plain, or too large, or this is no pickle.
+    It runs no code of the pickle's, and takes time and memory as its length does. Of
+    any other pickle, and of one too large, it raises what may be any exception.
     """
     _check_opcodes(data)
     value = _PlainUnpickler(io.BytesIO(data), encoding="latin-1").load()
@@ -1732,11 +1706,7 @@ def _export_image(all_rows: Mapping[str, _Rows]) -> bytes:
 
 
 def _put_rows(store: Any, name: str, rows: _Rows) -> None:
-    """Write a table into ``store``, with the attributes that the original has.
-
-    Raises:
-        ValueError: pandas can hold no frame under this name.
-    """
+    """Write a table into ``store``, with the attributes that the original has."""
     name.encode()  # a lone surrogate raises ValueError
     if "\0" in name or not {"", ".", "..", "table", "meta"}.isdisjoint(name.split("/")):
         raise ValueError(f"{name!r} is no key of an HDFStore")
@@ -1988,10 +1958,6 @@ class _Child:
 
         Its writer may be at work, so a file that has changed is read again; and so is
         one whose child ended, if that was not new: it may have been idle for too long.
-
-        Raises:
-            NotFoundError: There is none.
-            CorruptError: It cannot be read.
         """
         path = os.path.join(run_dir, _STORE_NAME)
         reason, seen = "", -1  # seen: the file's time when it was found bad
