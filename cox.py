@@ -843,7 +843,7 @@ _KINDS: Final[Mapping[str, _Kind]] = {
 }
 _KIND_NAMES: Final[Mapping[Any, str]] = {  # of the types in a schema
     # C's types that have another name here, as np.longlong; and np.bool_ is bool
-    **{t: name for t in np.sctypeDict.values() if (name := np.dtype(t).name) in _KINDS},
+    **{t: np.dtype(t).name for t in np.ScalarType if np.dtype(t).name in _KINDS},
     **{kind.type: name for name, kind in _KINDS.items()},
 }
 _COMPLEX: Final = frozenset({np.complex64, np.complex128, np.clongdouble})
@@ -1367,7 +1367,7 @@ class _TableFile:
         return rows if good == rows.nrows else _slice_rows(rows, 0, good)
 
     def blocks(self, first: int = 0) -> Iterator[_Rows]:
-        """Yield all good rows from ``first`` on; see that a torn end is behind them."""
+        """Yield all good rows from ``first`` on; behind may be a torn end, no more."""
         step = max(1, _BLOCK_SIZE // self.schema.record_size)
         start = self.start_of(first) if first else 0
         while first < self.count:
@@ -1409,11 +1409,10 @@ class _TableFile:
         fds, starts = (self._rows_fd, self._text_fd), (offset, text_size)
         for suffix, fd, size, start in zip(_SUFFIXES, fds, sizes, starts):
             if size > 0:
-                aside = _dated_path(self.path + suffix)
+                path = self.path + suffix
+                aside = _dated_path(path)
                 _write_file(aside, _read_at(fd, size, start))
-                _log.warning(
-                    "the torn end of %s is now in %s", self.path + suffix, aside
-                )
+                _log.warning("the torn end of %s is now in %s", path, aside)
 
     def _check_end(self, nrows: int, start: int) -> None:
         """Make sure that what is behind the good rows is a torn end."""
