@@ -651,14 +651,12 @@ def _encode_line(fields: Mapping[str, Any]) -> bytes:
     return b'%b, "check": %d}\n' % (checked, zlib.crc32(checked))
 
 
+# what a line raises that is not what it should be, when it is parsed or used
 _BAD_LINE: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 def _decode_line(line: bytes) -> Any:
-    """Parse a line of :func:`_encode_line`; a stranger may have put any JSON there.
-
-    It, or taking what should be in it, raises one of _BAD_LINE.
-    """
+    """Parse a line of :func:`_encode_line`; a stranger may have put any JSON there."""
     checked, _, check = line.rpartition(b', "check": ')
     if check != b"%d}\n" % zlib.crc32(checked):
         raise ValueError("its check does not hold")
@@ -1814,7 +1812,7 @@ module._serve_originals()
 """
 _CHILD_MEMORY: Final = 8 << 30  # bytes that reading a run may take, libraries and all
 _CHILD_CPU_S: Final = 60  # for one run
-_CHILD_IDLE_S: Final = 10  # until it ends
+_CHILD_IDLE_S: Final = 10  # without a path to read, until it ends
 _CHILD_DONE: Final = 3  # exit status
 
 
@@ -1835,7 +1833,7 @@ def _serve_originals() -> None:
     pickle.loads = lambda data, **_: _load_plain(data)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what C code prints there is no answer
-    # load what Python loads at its first use, codecs above all
+    # load what Python loads at its first use: later no file can be opened for it
     rows = _encode_rows(_encode_header({"x": str}), [[b"x"]])
     _image_tables(_export_image({"t": rows}))
     status = 0
@@ -1851,7 +1849,7 @@ def _serve_originals() -> None:
 
 def _answer(answers: IO[bytes]) -> NoReturn:
     """Write a line of JSON, then records and texts, to each path until one is bad."""
-    # on Windows nothing can be waited for so
+    # Windows waits for sockets only
     while os.name == "nt" or select.select([0], [], [], _CHILD_IDLE_S)[0]:
         path = os.fsdecode(bytes.fromhex(sys.stdin.buffer.readline().decode()))
         if not path:
