@@ -1063,7 +1063,8 @@ def _text_bounds(
         lengths = records[str(i)].view(np.uint64)  # a negative one is a huge one
         ends += np.minimum(lengths, size + 1).view(np.int64)  # so no sum can wrap
     np.minimum(ends, size + 1).cumsum(out=ends)
-    ends[ends > size] = -1
+    if (is_wrong := ends > size).any():
+        ends[int(is_wrong.argmax()) :] = -1
     return bounds
 
 
@@ -1234,13 +1235,14 @@ def _frame(
     many rows there will be, roughly.
     """
     schema = _decode_header(header)
-    text_dtype = text_dtype or _text_dtype()
     wanted = schema.columns if columns is None else columns
     names = {i: name for i, name in enumerate(schema.columns) if name in wanted}
     texts: dict[int, list[Any]] = {i: [] for i in names if i in schema.text_fields}
     numbers = {
         i: np.empty(capacity, schema.dtype[str(i)]) for i in names if i not in texts
     }
+    if texts and text_dtype is None:
+        text_dtype = _text_dtype()
     nrows = 0
     for rows in parts:
         records = np.frombuffer(rows.records, schema.dtype)
@@ -1253,19 +1255,19 @@ def _frame(
         for i, decoded in texts.items():
             decoded.append(_decode_text(rows, i, text_dtype))
         nrows += len(records)
-    none = [pd.Series([], dtype=text_dtype)]
-    made = [
-        numbers.pop(i)[:nrows]
-        if i in numbers
-        else pd.concat(texts.pop(i) or none, ignore_index=True)
-        for i in names
-    ]
+    made: list[Any] = []
+    for i in names:
+        if i in numbers:
+            made.append(numbers.pop(i)[:nrows])
+        else:
+            decoded = texts.pop(i) or [pd.Series([], dtype=text_dtype)]
+            made.append(pd.concat(decoded, ignore_index=True))
     index = pd.RangeIndex(nrows)
     frame: pd.DataFrame = pd.DataFrame(dict(enumerate(made)), index, copy=False)
-    frame.columns = pd.Index([*names.values()], dtype=object)
-    # Arrow, which pandas may take for names, has no lone surrogates
-    with contextlib.suppress(UnicodeEncodeError):
+    try:
         frame.columns = pd.Index([*names.values()])
+    except UnicodeEncodeError:  # of lone surrogates, as pandas may take Arrow for names
+        frame.columns = pd.Index([*names.values()], dtype=object)
     return frame
 
 
