@@ -4787,7 +4787,7 @@ _SUMMARY: Final = (  # what CollectionReader.runs() says of each run
 
 
 def _read_each(
-    read: Callable[..., Any], runs: Mapping[int, str], *args: Any
+    read: Callable[..., Any], runs: Mapping[int, Any], *args: Any
 ) -> tuple[dict[int, Any], dict[int, Exception]]:
     """Return what ``read`` says of runs, and errors, by their numbers."""
     results, errors = {}, {}
@@ -5139,28 +5139,24 @@ class CollectionReader:
             )
         if not union_schemas:
             self._check_columns(key, groups, exp_ids, columns)
-        frames, positions = [], []
+        args = exp_ids, keep_serialized, columns, append_exp_id
+        frames: list[pd.DataFrame] = []
         for rows in groups:
-            frame, errors = self._decode_frame(rows, exp_ids, keep_serialized, columns)
-            self._handle_errors(exp_ids, errors, skip_errors)
-            if append_exp_id:
-                ids = pd.Series([exp_ids[i] for i in rows.sources], dtype=_text_dtype())
-                frame["exp_id"] = ids.repeat([*rows.counts]).array
-            sources = np.repeat(rows.sources, rows.counts)
-            if errors:
-                is_kept = ~np.isin(sources, list(errors))
-                frame, sources = frame[is_kept], sources[is_kept]
-            frames.append(frame)
-            positions.append(sources)
-        joined: pd.DataFrame = frames[0]
+            try:
+                frames.append(self._decode_frame(rows, *args))
+            except CoxError:  # of one run, so decode each by itself
+                parts = _split_rows(rows)
+                by_source, errors = _read_each(self._decode_frame, parts, *args)
+                self._handle_errors(exp_ids, errors, skip_errors)
+                frames += by_source.values()
+        joined = frames[0]
         if len(frames) > 1:
             _keep_large_ints(frames)
-            order = np.argsort(np.concatenate(positions), kind="stable")
-            joined = pd.concat(frames).iloc[order]
+            joined = pd.concat(frames).sort_index(kind="stable")
             if append_exp_id:  # last, also behind columns that only later runs have
                 joined["exp_id"] = joined.pop("exp_id")
-        if ignore_index:
-            joined.index = pd.RangeIndex(len(joined))
+        indexes = _indexes(np.bincount(joined.index).tolist())
+        joined.index = pd.RangeIndex(len(joined)) if ignore_index else pd.Index(indexes)
         return joined
 
     def runs(
@@ -5242,25 +5238,27 @@ class CollectionReader:
         exp_ids: list[str],
         keep_serialized: Collection[str],
         columns: Collection[str] | None,
-    ) -> tuple[pd.DataFrame, dict[int, Exception]]:
-        """Return the frame of rows with equal headers, objects unpickled."""
-        frame, errors = _decode_each(rows, columns)
-        frame.index = pd.Index(_indexes(rows.counts))
+        append_exp_id: bool,
+    ) -> pd.DataFrame:
+        """Return the frame of rows, objects unpickled; its index is their source."""
+        frame = _frame(rows.header, [rows], rows.nrows, columns)
+        frame.index = pd.Index(np.repeat(rows.sources, rows.counts))
         schema = _decode_header(rows.header)
         for name, load in zip(schema.columns, (kind.load for kind in schema.kinds)):
             if load is None or name in keep_serialized or name not in frame:
                 continue
             dirs = [os.path.join(self.directory, e, _OBJECTS_DIR) for e in exp_ids]
-            sources = np.repeat(rows.sources, rows.counts).tolist()
             decoded = np.empty(len(frame), dtype=object)
-            for i, (source, text) in enumerate(zip(sources, frame[name])):
+            for i, (source, text) in enumerate(zip(frame.index, frame[name])):
                 try:
-                    if source not in errors:
-                        decoded[i] = load(text, dirs[source])
+                    decoded[i] = load(text, dirs[source])
                 except Exception as err:
-                    errors[source] = _decoding_error(exp_ids[source], name, err)
+                    raise _decoding_error(exp_ids[source], name, err) from err
             frame[name] = pd.Series(decoded, frame.index, dtype=object)
-        return frame, errors
+        if append_exp_id:
+            ids = pd.Series([exp_ids[i] for i in rows.sources], dtype=_text_dtype())
+            frame["exp_id"] = ids.repeat([*rows.counts]).array
+        return frame
 
     def _read_batches(
         self, read: Callable[..., Any], exp_ids: list[str], *args: Any
@@ -5329,24 +5327,13 @@ class CollectionReader:
                 )
 
 
-def _decode_each(
-    rows: _Rows, columns: Collection[str] | None
-) -> tuple[pd.DataFrame, dict[int, Exception]]:
-    """Return the frame of several tables' rows, and which of them have bad text."""
-    nrows, errors = rows.nrows, dict[int, Exception]()
-    try:
-        return _frame(rows.header, [rows], nrows, columns), errors
-    except CorruptError:
-        ends = itertools.accumulate(rows.counts)
-        parts = [_slice_rows(rows, end - n, end) for end, n in zip(ends, rows.counts)]
-    for i, (source, part) in enumerate(zip(rows.sources, parts)):
-        try:
-            _frame(rows.header, [part], nrows, columns)
-        except CorruptError as err:
-            errors[source] = err
-            # spaces can be decoded; df() leaves these rows out
-            parts[i] = part._replace(texts=b" " * len(part.texts))
-    return _frame(rows.header, parts, nrows, columns), errors
+def _split_rows(rows: _Rows) -> dict[int, _Rows]:
+    """Return the rows of each source by itself, and at -1 none of them."""
+    parts, end = {-1: _slice_rows(rows, 0, 0)}, 0
+    for source, count in zip(rows.sources, rows.counts):
+        part = _slice_rows(rows, end, end + count)
+        parts[source], end = part._replace(sources=[source]), end + count
+    return parts
 
 
 def _keep_large_ints(frames: Collection[pd.DataFrame]) -> None:
