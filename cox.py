@@ -3802,14 +3802,6 @@ _BESIDE: Final = (
 )
 
 
-def _not_written(method: str, instead: str = _BESIDE) -> Callable[..., NoReturn]:
-    def refuse(self: object, *args: object, **kwargs: object) -> NoReturn:
-        raise NotImplementedError(f"{method} is not built in: {instead}")
-
-    refuse.__doc__ = f"Not built in: {instead}."
-    return refuse
-
-
 class EventWriter:
     """Write TensorBoard events: tensorboardX's ``SummaryWriter``, durable and fast.
 
@@ -4035,13 +4027,11 @@ class EventWriter:
         """Return the directory of the event files."""
         return self.logdir
 
-    @property
-    def file_writer(self) -> EventWriter:
-        """This writer, by the name of what takes protobuf messages elsewhere."""
+    def _get_file_writer(self) -> EventWriter:
+        """Return this writer: it takes protobuf messages itself."""
         return self
 
-    def _get_file_writer(self) -> EventWriter:
-        return self
+    file_writer = property(_get_file_writer)
 
     def add_summary(
         self, summary: Any, global_step: Any = None, walltime: float | None = None
@@ -4381,19 +4371,17 @@ class EventWriter:
         for labels in metadata, label_img:
             if labels is not None and len(labels) != len(points):
                 raise ValueError(f"{len(labels)} labels for {len(points)} points")
-        folder = _tag_path(tag.replace("%", "%25").replace("/", "%2f"))
+        folder = urllib.parse.quote(tag, safe="").replace(".", "%2E")
         folder = f"{step:05d}/{folder}"
-        name, quoted = (  # a protobuf text is quoted like JSON
-            json.dumps(text, ensure_ascii=False)[1:-1] for text in (tag, folder)
-        )
-        config = f'tensor_name: "{name}:{step:05d}"\n'
-        config += f'tensor_path: "{quoted}/tensors.tsv"\n'
+        # a protobuf text is quoted like JSON
+        name = json.dumps(f"{tag}:{step:05d}", ensure_ascii=False)
+        config = f'tensor_name: {name}\ntensor_path: "{folder}/tensors.tsv"\n'
         files = {"tensors.tsv": _encode_tsv(points.tolist())}
         if metadata is not None:
             lines = metadata if metadata_header else [[label] for label in metadata]
             header = [metadata_header] if metadata_header else []
             files["metadata.tsv"] = _encode_tsv([*header, *lines])
-            config += f'metadata_path: "{quoted}/metadata.tsv"\n'
+            config += f'metadata_path: "{folder}/metadata.tsv"\n'
         if label_img is not None:
             across = math.ceil(math.sqrt(len(points)))
             sprite = _as_pixels(label_img, "NCHW", ("NCHW",), across)[0]
@@ -4403,7 +4391,7 @@ class EventWriter:
                 raise ValueError(f"images not square, or too large: shape {shape}")
             sprite = np.pad(sprite, ((0, width - height), (0, 0), (0, 0)))
             files["sprite.png"] = _encode_png(sprite)
-            config += f'sprite {{ image_path: "{quoted}/sprite.png"\n'
+            config += f'sprite {{ image_path: "{folder}/sprite.png"\n'
             config += f"single_image_dim: [{shape[3]}, {shape[2]}] }}\n"
         if self._write_to_disk:
             os.makedirs(f"{self.logdir}/{folder}", exist_ok=True)
@@ -4415,15 +4403,19 @@ class EventWriter:
                 file.write(f"embeddings {{\n{config}}}\n".encode())
 
     # fmt: on
-    add_graph = _not_written("add_graph")
-    add_onnx_graph = _not_written("add_onnx_graph")
-    add_openvino_graph = _not_written("add_openvino_graph")
-    add_mesh = _not_written("add_mesh")
-    add_tensor = _not_written("add_tensor")
-    add_image_with_boxes = _not_written(
-        "add_image_with_boxes", "draw them into the image, then use add_image"
+    def _refuse(self, what: str, why: str, *args: object, **kwargs: object) -> NoReturn:
+        raise NotImplementedError(f"{what} is not built in: {why}")
+
+    add_graph = functools.partialmethod(_refuse, "add_graph", _BESIDE)
+    add_onnx_graph = functools.partialmethod(_refuse, "add_onnx_graph", _BESIDE)
+    add_openvino_graph = functools.partialmethod(_refuse, "add_openvino_graph", _BESIDE)
+    add_mesh = functools.partialmethod(_refuse, "add_mesh", _BESIDE)
+    add_tensor = functools.partialmethod(_refuse, "add_tensor", _BESIDE)
+    add_image_with_boxes = functools.partialmethod(
+        _refuse, "add_image_with_boxes", "draw them into the image, then use add_image"
     )
-    export_scalars_to_json = _not_written(
+    export_scalars_to_json = functools.partialmethod(
+        _refuse,
         "export_scalars_to_json",
         "no scalar is kept in memory. Use Store.log_table_and_tb and export the table, "
         "store[name].df.to_json(path)",
@@ -5190,18 +5182,13 @@ class CollectionReader:
         columns = dict.fromkeys(itertools.chain(_SUMMARY, *rows))
         ids = pd.Index(self.exp_ids, name="exp_id", dtype=_text_dtype())
         frame: pd.DataFrame = pd.DataFrame(rows, ids, [*columns])
-        # "seconds" still holds the end time, see _summarize
-        started, ended = (
-            pd.to_datetime(frame[name], utc=True, format="ISO8601", errors="coerce")
-            for name in ("started", "seconds")
-        )
-        # anyone may have written them: take years whose nanoseconds fit into 64 bits
-        started, ended = (
-            t.where(t.dt.year.between(1970, 2200)) for t in (started, ended)
-        )
-        seconds = (ended - started).dt.total_seconds()
-        frame["started"], frame["seconds"] = started, seconds
         name: Any
+        for name in "started", "seconds":
+            times = pd.to_datetime(frame[name], "coerce", utc=True, format="ISO8601")
+            # anyone may have written them: take years whose nanoseconds fit 64 bits
+            frame[name] = times.where(times.dt.year.between(1970, 2200))
+        # "seconds" still holds the end time, see _summarize
+        frame["seconds"] = (frame["seconds"] - frame["started"]).dt.total_seconds()
         for name in frame.select_dtypes("float"):  # as some runs lack the int
             values = [row.get(name, math.nan) for row in rows]
             if any(isinstance(v, int) and abs(v) > _EXACT_MAX for v in values):
@@ -5214,20 +5201,17 @@ class CollectionReader:
         lacking: list[str] = []
         for rows, errors in self._read_batches(_read_rows_batch, exp_ids, key):
             parts += rows
-            missing = [i for i, e in errors.items() if isinstance(e, NotFoundError)]
-            for i in missing:
-                del errors[i]
-            lacking += [exp_ids[i] for i in missing]
-            self._handle_errors(exp_ids, errors, skip)
+            for i, err in errors.items():
+                if not isinstance(err, NotFoundError):
+                    self._handle_errors(exp_ids, {i: err}, skip)
+                elif _list_tables(os.path.join(self.directory, exp_ids[i])) != []:
+                    lacking.append(exp_ids[i])  # a run with no table has only begun
         if not parts:
             raise NotFoundError(
                 f"no run of {len(exp_ids)} in {self.directory} has a table {key!r}. "
                 f"Tables: {_shorten(self.tables)}"
             )
-        # a run without any table has only begun
-        if lacking := [
-            e for e in lacking if _list_tables(os.path.join(self.directory, e)) != []
-        ]:
+        if lacking:
             count = f"{len(lacking)} of {len(exp_ids)} runs in {self.directory}"
             _log.warning("%s have no table %r: %s", count, key, _shorten(lacking))
         return _merge_rows(parts)

@@ -4961,7 +4961,7 @@ def test_no_tag_leads_out_of_the_logdir(tmp_path):
     assert files == {path for path in inside.rglob("*") if path.is_file()}
     assert {path.parent.name for path in files} == {
         *("x", "%2e%2e", "y", "..b", "z"),  # of scalars and hparams
-        *("logdir", "%2e", "..%2f.."),  # of embeddings
+        *("logdir", "%2E", "%2E%2E", "%2E%2E%2F%2E%2E"),  # of embeddings
     }
     assert (inside / "main" / "a" / "..b").is_dir()  # an ordinary tag is as it is
 
