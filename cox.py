@@ -3681,32 +3681,23 @@ def _encode_high_step(high: int) -> tuple[bytes, int]:
     return encoded, functools.reduce(operator.xor, added)
 
 
-def _encode_scalar_end(value: float, wall_time: float, step: int) -> tuple[bytes, int]:
-    """The last bytes of a record; what they add to the CRC."""
-    high, crc = _encode_high_step(step >> 7)
-    end = _SCALAR_END.pack(value, 0x09, wall_time, 0x10, step & 127 | 128)
-    v0, v1, v2, v3, _, w0, w1, w2, w3, w4, w5, w6, w7, _, s0 = end
-    crc ^= _V0[v0] ^ _V1[v1] ^ _V2[v2] ^ _V3[v3] ^ _W0[w0] ^ _W1[w1] ^ _W2[w2]
-    crc ^= _W3[w3] ^ _W4[w4] ^ _W5[w5] ^ _W6[w6] ^ _W7[w7] ^ _S0[s0]
-    return end + high, crc
-
-
 class _ScalarRecord:
     """Record with a scalar for each tag, all of one step."""
 
     def __init__(self, *tags: str) -> None:
         self._tags = tags
         values = [_encode_value(tag, _pb_float(2, 0.0)) for tag in tags]
-        summary = _pb_bytes(5, b"".join(values))
+        joined = b"".join(values)
+        summary = _pb_bytes(5, joined)
         data = summary + b"\x09" + bytes(8) + b"\x10" + bytes(5)
         # the number of a value is its last four bytes
-        ends = np.cumsum([len(summary) - sum(map(len, values)), *map(len, values)])
-        pieces = [data[i : j - 4] for i, j in zip([0, *ends[1:]], ends[1:])]
-        pieces[0] = _encode_length(len(data)) + pieces[0]
+        pieces = [value[:-4] for value in values]
+        pieces[0] = _encode_length(len(data)) + summary.removesuffix(joined) + pieces[0]
         self._pieces = [x for piece in pieces for x in (piece, b"")][:-1]
         self._crc = _crc32c(data)
         # of the numbers before the last, which is in the record's end
-        places = (ends[1:-1, None] + np.arange(-4, 0)).ravel()
+        ends = len(summary) - len(joined) + np.cumsum([*map(len, values)])
+        places = (ends[:-1, None] + np.arange(-4, 0)).ravel()
         self._pack = struct.Struct(f"<{len(tags) - 1}f").pack
         self._split = struct.Struct("4s" * (len(tags) - 1)).unpack
         lookup = _make_crc_lookup(len(data), _CRC32C)[places]
@@ -3717,17 +3708,20 @@ class _ScalarRecord:
     def encode(self, values: Sequence[float], wall_time: float, step: int) -> bytes:
         """Encode the record; values are in the order of the tags."""
         try:
-            end, crc = _encode_scalar_end(values[-1], wall_time, step)
-            if len(values) == 1:
-                return self._pieces[0] + end + _mask_crc(self._crc ^ crc)
-            numbers = self._pack(*values[:-1])
+            high_step, crc = _encode_high_step(step >> 7)
+            end = _SCALAR_END.pack(values[-1], 0x09, wall_time, 0x10, step & 127 | 128)
+            numbers = self._pack(*values[:-1]) if len(values) > 1 else b""
         except OverflowError:  # no float32, or no step of five bytes
             summary = b"".join(
                 _encode_value(tag, _pb_float(2, _as_float(value)))
                 for tag, value in zip(self._tags, values)
             )
             return _encode_tfrecord(_encode_event(wall_time, step, summary))
-        crc ^= self._crc
+        v0, v1, v2, v3, _, w0, w1, w2, w3, w4, w5, w6, w7, _, s0 = end
+        crc ^= _V0[v0] ^ _V1[v1] ^ _V2[v2] ^ _V3[v3] ^ _W0[w0] ^ _W1[w1] ^ _W2[w2]
+        crc ^= _W3[w3] ^ _W4[w4] ^ _W5[w5] ^ _W6[w6] ^ _W7[w7] ^ _S0[s0] ^ self._crc
+        if not numbers:
+            return self._pieces[0] + end + high_step + _mask_crc(crc)
         if self._lookups is not None:
             for lookup, byte in zip(self._lookups, numbers):
                 crc ^= lookup[byte]
@@ -3736,7 +3730,7 @@ class _ScalarRecord:
             crc ^= int(np.bitwise_xor.reduce(added))
         pieces = self._pieces.copy()
         pieces[1::2] = self._split(numbers)
-        return b"".join(pieces) + end + _mask_crc(crc)
+        return b"".join(pieces) + end + high_step + _mask_crc(crc)
 
 
 ###############################################################################
@@ -3832,8 +3826,8 @@ class EventWriter:
         self._purge_step = purge_step
         self._suffix = filename_suffix
         self._write_to_disk = write_to_disk
-        self._default_step: Any = 0  # this and the next: see use_metadata
-        self._default_time: float | None = None
+        # step and time of events that are given none; see use_metadata
+        self._defaults: tuple[Any, float | None] = (0, None)
         self._sub_writers: dict[str, EventWriter] = {}  # by name, of add_scalars
         self._records: dict[tuple[str, ...], _ScalarRecord] = {}
         self._run: _Run | None = None  # of a Store's writer
@@ -3863,11 +3857,11 @@ class EventWriter:
 
     def _resolve(self, global_step: Any, walltime: float | None) -> tuple[float, int]:
         """Wall time and step of an event."""
-        step = int(self._default_step if global_step is None else global_step)
+        default_step, default_time = self._defaults
+        step = int(default_step if global_step is None else global_step)
         if not -(2**63) <= step < 2**63:
             raise ValueError(f"global_step {step} does not fit into 64 bits")
-        if walltime is None:
-            walltime = self._default_time
+        walltime = default_time if walltime is None else walltime
         return (time.time() if walltime is None else float(walltime)), step
 
     def _add(self, values: bytes, global_step: Any, walltime: float | None) -> None:
@@ -3927,7 +3921,7 @@ class EventWriter:
     def _all_or_none(self) -> Iterator[EventWriter]:
         """Give a writer whose events come into the files at the end of ``with``."""
         holder = EventWriter(self.logdir, write_to_disk=False)
-        holder._is_holding, holder._default_time = True, self._default_time
+        holder._is_holding, holder._defaults = True, self._defaults
         yield holder
         for name, held in ("", holder), *holder._sub_writers.items():
             writer = self._get_sub_writer(name) if name else self
@@ -4054,13 +4048,11 @@ class EventWriter:
         self, *, global_step: int | None = None, walltime: float | None = None
     ) -> Iterator[EventWriter]:
         """Set the step and time of events that are given none, inside ``with``."""
-        before = self._default_step, self._default_time
-        self._default_step = 0 if global_step is None else global_step
-        self._default_time = walltime
+        before, self._defaults = self._defaults, (global_step or 0, walltime)
         try:
             yield self
         finally:
-            self._default_step, self._default_time = before
+            self._defaults = before
 
     # The arguments are tensorboardX's, in its order, with what torch adds at the end.
     # fmt: off
