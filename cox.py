@@ -5356,7 +5356,9 @@ _HPARAMS_FILE: Final = "events.out.tfevents.0000000000.hparams"
 _END_FILE: Final = "events.out.tfevents.0000000000.hparams.end"
 _OUTCOMES: Final = {"done": 1, "failed": 2, "interrupted": 2, "dead": 2}  # in HPARAMS
 _PROJECTOR_CONFIG: Final = "projector_config.pbtxt"
+_PROJECTOR_SUFFIXES: Final = (_PROJECTOR_CONFIG, ".tsv", ".png", ".bytes")
 _COPIES_MAX: Final = 256 << 20  # bytes, of all runs
+_FILTERED: Final = "--filter-param"
 _NO_EVENTS: Final = "no events yet"
 _HAS_LINKS: Final = "with links among its event files, which are not followed"
 
@@ -5390,13 +5392,6 @@ class _NameFormatter(string.Formatter):
             raise ValueError("a width or precision of over 999")
         return str(super().format_field(value, format_spec))
 
-    def fields(self, format_str: str) -> Iterator[str]:
-        """Names of the parameters asked for, in format specs too."""
-        for _, field, spec, _ in self.parse(format_str):
-            if field is not None:
-                yield field
-                yield from self.fields(spec or "")
-
 
 def _run_name(formatted: str, exp_id: str) -> str:
     """Join both to a file name; what does not fit is cut off ``formatted``."""
@@ -5408,6 +5403,8 @@ def _run_name(formatted: str, exp_id: str) -> str:
 
 @dataclasses.dataclass(slots=True)
 class _ViewedRun:
+    exp_id: str
+    path: str
     params: dict[str, Any] | None = None  # None until the metadata's row is there
     params_stamp: tuple[int, ...] = (-1,)  # of the file of that row
     left_out: str = ""  # why; "" if it may be shown
@@ -5433,8 +5430,6 @@ class _View:
         self.table: str = options.metadata_table
         self.format_str: str | None = options.format_str
         self.filters: list[tuple[str, re.Pattern[str]]] = options.filter_param
-        self.asked = [name for name, _ in self.filters]  # parameters a run must have
-        self.asked += _NameFormatter().fields(self.format_str or "")
         self.differing: list[str] = []  # parameters that the shown runs do not share
         self.runs: dict[str, _ViewedRun] = {}  # by exp_id, the newest first
         self.room = _COPIES_MAX
@@ -5445,14 +5440,12 @@ class _View:
     def check_options(self) -> None:
         """Refuse options that fit none of the runs there are."""
         known = [run for run in self.runs.values() if run.params is not None]
-        columns = dict.fromkeys(itertools.chain(*(run.params or () for run in known)))
-        for name in self.asked:
-            if known and name not in columns:
-                has = f"table {self.table!r} has: {_shorten(columns)}"
-                raise CoxError(f"unknown parameter {name!r}; {has}")
-        misfits = [run.left_out for run in known if run.left_out.startswith("--format")]
-        if misfits and all(run.left_out for run in known):
-            raise CoxError(misfits[0])
+        reasons = [run.left_out for run in known]
+        misfits = [reason for reason in reasons if reason != _FILTERED]
+        if misfits and all(reasons):
+            names = dict.fromkeys(itertools.chain(*(run.params or () for run in known)))
+            has = f"table {self.table!r} has: {_shorten(names)}"
+            raise CoxError(f"{misfits[0]}; {has}")
 
     def reasons(self) -> collections.Counter[str]:
         """Count the runs that are not shown, or not all of, by the reason."""
@@ -5505,12 +5498,12 @@ class _View:
         is_more = True
         while is_more:
             is_more = self.read()
-            for exp_id, run in self.runs.items():
+            for run in self.runs.values():
                 if self.stopped.is_set():
                     return
                 if not run.left_out and time.monotonic() >= run.back_at:
                     try:
-                        self._link(exp_id, run)
+                        self._link(run)
                     except Exception as err:  # no room for the view, say
                         self._hide(run)
                         run.left_out = str(getattr(err, "strerror", None) or err)[:200]
@@ -5518,10 +5511,10 @@ class _View:
             self.is_begun.set()
             if is_first and is_more:  # TensorBoard starts, in Python: not both at once
                 self.stopped.wait(_REFRESH_INTERVAL_S)
-        for exp_id, run in self.runs.items():
+        for run in self.runs.values():
             if run.name and run.params and not self.stopped.is_set():
                 with contextlib.suppress(Exception):  # a damaged history
-                    self._tell_end(exp_id, run)
+                    self._tell_end(run)
 
     def read(self) -> bool:
         """Find runs and their parameters, the newest first; True if there are more."""
@@ -5530,19 +5523,18 @@ class _View:
             self._hide(self.runs.pop(exp_id))
         changed = []
         for exp_id in listed:
-            run = self.runs.get(exp_id, _ViewedRun())
+            path = os.path.join(self.directory, exp_id)
+            run = self.runs.get(exp_id, _ViewedRun(exp_id, path))
             if run.params is None:
-                run_dir = os.path.join(self.directory, exp_id)
-                stamp = _stamp(_table_path(run_dir, self.table) + _ROWS_SUFFIX)
-                stamp = stamp or _stamp(os.path.join(run_dir, _STORE_NAME))
+                stamp = _stamp(_table_path(path, self.table) + _ROWS_SUFFIX)
+                stamp = stamp or _stamp(os.path.join(path, _STORE_NAME))
                 if stamp != run.params_stamp:
-                    changed.append((stamp, exp_id))
+                    changed.append((stamp, exp_id, run))
         changed.sort(reverse=True)
         count = max(_READ_AT_ONCE, len(self.runs))  # twice as many per pass
-        for stamp, exp_id in changed[:count]:
-            run = self.runs.setdefault(exp_id, _ViewedRun())
-            run.params_stamp = stamp
-            self._find_params(exp_id, run)
+        for stamp, exp_id, run in changed[:count]:
+            self.runs[exp_id], run.params_stamp = run, stamp
+            self._find_params(run)
         if changed:
             runs = reversed(self.runs.values())
             shown = [run.params for run in runs if run.params and not run.left_out]
@@ -5556,27 +5548,27 @@ class _View:
             shutil.rmtree(os.path.join(self.view_dir, run.name), ignore_errors=True)
             run.name, run.linked, run.outcome, run.history_stamp = "", {}, 0, ()
 
-    def _find_params(self, exp_id: str, run: _ViewedRun) -> None:
+    def _find_params(self, run: _ViewedRun) -> None:
         """Look for the run's metadata, as its file changed."""
         try:
-            run_dir = os.path.join(self.directory, exp_id)
-            run.params = _read_params(run_dir, self.table) if run.params_stamp else None
+            if run.params_stamp:
+                run.params = _read_params(run.path, self.table)
         except Exception as err:  # a broken HDF5 file raises anything
-            _say(f"cannot read the metadata of run {exp_id!r}: {err}")
+            _say(f"cannot read the metadata of run {run.exp_id!r}: {err}")
         run.left_out = self._objection(run.params)
         if run.params is not None:
             self._hide(run)  # it was there without parameters in its name and HPARAMS
 
     def _objection(self, params: dict[str, Any] | None) -> str:
-        if params is None:
-            return f"no row in table {self.table!r}" if self.asked else ""
-        for name in self.asked:
-            if name not in params:
-                return f"no parameter {name!r}"
-        if not all(regex.match(str(params[name])) for name, regex in self.filters):
-            return "--filter-param"
+        there = params or {}
         try:
-            self._format(params, "")
+            if not all(regex.match(str(there[name])) for name, regex in self.filters):
+                return _FILTERED
+            self._format(there, "")
+        except KeyError as err:
+            if params is None:
+                return f"no row in table {self.table!r}"
+            return f"no parameter {err}"
         except (ValueError, TypeError, OverflowError) as err:
             return f"--format-str {self.format_str!r}: {err}"
         return ""
@@ -5591,45 +5583,41 @@ class _View:
             if text != exp_id
         )
 
-    def _link(self, exp_id: str, run: _ViewedRun) -> None:
+    def _link(self, run: _ViewedRun) -> None:
         """Show the run once it has event files; link what is new there."""
-        top = os.path.join(self.directory, exp_id, _TENSORBOARD_DIR)
         linked = run.linked.items()
         if linked and all(_stamp(path, stat.S_ISDIR) == then for path, then in linked):
             return
+        top = os.path.join(run.path, _TENSORBOARD_DIR)
         run.has_links, run.linked = os.path.islink(top), {}
-        projected, configs = "", []  # what the PROJECTOR reads lies below its config
+        configs = []
         for folder, folders, files in () if run.has_links else os.walk(top):
             # In the order of their names: of a file that comes behind a later one,
             # TensorBoard drops points.
             folders.sort()
-            below = os.path.join(folder, "")
-            is_copied = projected != "" and below.startswith(projected)
-            if _PROJECTOR_CONFIG in files and not is_copied:
-                projected, is_copied = below, True
             for name in sorted(files):
+                path = os.path.join(folder, name)
                 if name == _PROJECTOR_CONFIG:
-                    configs.append(below + name)
-                elif _stamp(below + name):
-                    self._place(exp_id, run, below + name, is_copied)
-            run.has_links |= any(os.path.islink(below + n) for n in folders + files)
+                    configs.append(path)
+                elif _stamp(path):
+                    self._place(run, path)
+            names = folders + files
+            run.has_links |= any(os.path.islink(os.path.join(folder, n)) for n in names)
             # A file made right after the scan may leave the directory the same time.
             stamp = _stamp(folder, stat.S_ISDIR)
             is_settled = stamp and time.time_ns() - stamp[0] > _MTIME_RESOLUTION_NS
             run.linked[folder] = stamp if is_settled else ()
         for path in configs:  # last, as they name the others
-            self._place(exp_id, run, path, True)
+            self._place(run, path)
 
-    def _place(self, exp_id: str, run: _ViewedRun, path: str, is_copied: bool) -> None:
-        """Link a file; copy it for the PROJECTOR, which follows no link."""
+    def _place(self, run: _ViewedRun, path: str) -> None:
+        """Link a file; copy what is the PROJECTOR's, which follows no link."""
         if not run.name:
-            self._add(exp_id, run)
-        top = os.path.join(self.directory, exp_id, _TENSORBOARD_DIR, "")
-        name = path.removeprefix(top)
+            self._add(run)
+        name = os.path.relpath(path, os.path.join(run.path, _TENSORBOARD_DIR))
         target = os.path.join(self.view_dir, run.name, name)
-        if os.sep in name:
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-        if not is_copied or "tfevents" in os.path.basename(path):
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        if not path.endswith(_PROJECTOR_SUFFIXES):
             with contextlib.suppress(FileExistsError):
                 os.symlink(path, target)
             return
@@ -5640,27 +5628,26 @@ class _View:
                 with open(target, "wb") as file:
                     file.write(_read_file(path))
 
-    def _tell_end(self, exp_id: str, run: _ViewedRun) -> None:
+    def _tell_end(self, run: _ViewedRun) -> None:
         """Tell HPARAMS how a run ended, which it takes once.
 
         So a run that goes on after that leaves the view until TensorBoard forgot it.
         """
-        run_dir = os.path.join(self.directory, exp_id)
-        stamp = _stamp(os.path.join(run_dir, _TABLES_DIR, _HISTORY_NAME))
+        stamp = _stamp(os.path.join(run.path, _TABLES_DIR, _HISTORY_NAME))
         if not stamp or (stamp == run.history_stamp and run.status != "running"):
             return
-        run.history_stamp, run.status = stamp, _look_at(run_dir)[0]
+        run.history_stamp, run.status = stamp, _look_at(run.path)[0]
         outcome = _OUTCOMES.get(run.status, 0)
         if run.outcome not in (0, outcome):
             self._hide(run)
             run.back_at = time.monotonic() + 3 * self.reload_s
         elif outcome != run.outcome:
-            run.outcome, now = outcome, time.time()
-            end = _pb_int(1, outcome) + _pb_double(2, stamp[0] / 1e9)
-            self._write_event(run, _END_FILE, now, _encode_session("end", 4, end))
+            run.outcome, ended = outcome, stamp[0] / 1e9
+            end = _pb_int(1, outcome) + _pb_double(2, ended)
+            self._write_event(run, _END_FILE, ended, _encode_session("end", 4, end))
 
-    def _add(self, exp_id: str, run: _ViewedRun) -> None:
-        name = _run_name(self._format(run.params or {}, exp_id), exp_id)
+    def _add(self, run: _ViewedRun) -> None:
+        name = _run_name(self._format(run.params or {}, run.exp_id), run.exp_id)
         while os.path.lexists(os.path.join(self.view_dir, name)):
             name = f"_{name}"  # "a-b" is run "b" shown as "a", and run "a-b"
         os.mkdir(os.path.join(self.view_dir, name))
@@ -5706,21 +5693,15 @@ def _parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--logdir", required=True, help="directory of the runs, or a single run")
     add("--port", type=int, default=6006, help="default 6006; 0 takes a free one")
     add("--format-str", help="run names, as 'lr-{lr:.1e}'; default: what differs")
-    add(
-        "--filter-param",
-        metavar=("NAME", "REGEX"),
-        nargs=2,
-        action="append",
-        default=[],
-        help="show runs where the regex matches the value's start; repeatable",
-    )
+    text, pair = "show runs whose value begins so; repeatable", ("NAME", "REGEX")
+    add("--filter-param", nargs=2, action="append", default=[], metavar=pair, help=text)
     options, rest = parser.parse_known_args(argv)
     try:
         options.filter_param = [(n, re.compile(r)) for n, r in options.filter_param]
     except re.error as err:
         parser.error(f"--filter-param {err.pattern!r}: {err}")
     try:
-        list(_NameFormatter().fields(options.format_str or ""))
+        list(_NameFormatter().parse(options.format_str or ""))
     except ValueError as err:
         parser.error(f"--format-str {options.format_str!r}: {err}")
     if not 0 <= options.port < 2**16:
@@ -5802,7 +5783,7 @@ def _tb(argv: list[str]) -> int:
             signal.signal(signum, stop)
     try:
         os.mkdir(view_dir, 0o700)
-        while view.asked and view.read():
+        while (options.format_str or options.filter_param) and view.read():
             pass  # it may be that no run has such a parameter
         view.check_options()
         watcher.start()

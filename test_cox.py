@@ -7137,7 +7137,7 @@ def test_runs_come_into_the_view_the_newest_first_until_it_is_stopped(
     assert view.read()
     assert list(view.runs) == ["a", "c"]
     link = view._link
-    view._link = lambda exp_id, run: (link(exp_id, run), view.stopped.set())
+    view._link = lambda run: (link(run), view.stopped.set())
     view.refresh()
     assert names(directory) == ["x=2-a"]
     view.stopped.clear()
@@ -7165,11 +7165,11 @@ def test_the_watcher_survives_whatever_goes_wrong(tmp_path, out, monkeypatch, ca
     view, _ = view_of(tmp_path, out)
     link, seen, said = view._link, [], []
 
-    def fail(exp_id, run):
-        seen.append(exp_id)
-        if exp_id == "a":
+    def fail(run):
+        seen.append(run.exp_id)
+        if run.exp_id == "a":
             raise RuntimeError("odd\x1b[31m")
-        link(exp_id, run)
+        link(run)
 
     view._link = fail
     thread = threading.Thread(target=view.watch)
@@ -7406,18 +7406,18 @@ ERRORS = {
     ),
     "unknown-in-filter": (
         ["--filter-param", "lr", "."],
-        "unknown parameter 'lr'; table 'metadata' has: slope",
+        "no parameter 'lr'; table 'metadata' has: slope",
     ),
     "unknown-in-format": (
         ["--format-str", "{{lr}}"],
-        "unknown parameter 'lr'; table 'metadata' has: slope",
+        "no parameter 'lr'; table 'metadata' has: slope",
     ),
     "attribute": (
         ["--format-str", "{{slope.__class__}}"],
-        "unknown parameter 'slope.__class__'; .* has: slope",
+        "no parameter 'slope.__class__'; .* has: slope",
     ),
-    "index": (["--format-str", "{{slope[0]}}"], r"unknown parameter 'slope\[0\]'; .*"),
-    "unnamed": (["--format-str", "{{}}"], "unknown parameter ''; .*"),
+    "index": (["--format-str", "{{slope[0]}}"], r"no parameter 'slope\[0\]'; .*"),
+    "unnamed": (["--format-str", "{{}}"], "no parameter '0'; .*"),
     "unknown-option": (["--bogus", "1"], "TensorBoard refuses --bogus 1: .*"),
     "bad-value": (
         ["--reload_interval", "x"],
