@@ -3511,14 +3511,10 @@ def _mask_crc(crc: int) -> bytes:
     return (((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
 
 
-def _encode_length(length: int) -> bytes:
-    packed = struct.pack("<Q", length)
-    return packed + _mask_crc(_crc32c(packed))
-
-
 def _encode_tfrecord(data: bytes) -> bytes:
     """Frame as TFRecord: length, its masked CRC, data, their masked CRC."""
-    return _encode_length(len(data)) + data + _mask_crc(_crc32c(data))
+    length = struct.pack("<Q", len(data))
+    return length + _mask_crc(_crc32c(length)) + data + _mask_crc(_crc32c(data))
 
 
 def _pb_varint(n: int) -> bytes:
@@ -3692,7 +3688,8 @@ class _ScalarRecord:
         data = summary + b"\x09" + bytes(8) + b"\x10" + bytes(5)
         # the number of a value is its last four bytes
         pieces = [value[:-4] for value in values]
-        pieces[0] = _encode_length(len(data)) + summary.removesuffix(joined) + pieces[0]
+        length = _encode_tfrecord(data)[:12]
+        pieces[0] = length + summary.removesuffix(joined) + pieces[0]
         self._pieces = [x for piece in pieces for x in (piece, b"")][:-1]
         self._crc = _crc32c(data)
         # of the numbers before the last, which is in the record's end
@@ -4137,8 +4134,7 @@ class EventWriter:
         """
         array = _as_array(values).astype(np.float64).ravel()
         finite = array[np.isfinite(array)]
-        if len(finite) < len(array):
-            dropped = len(array) - len(finite)
+        if dropped := len(array) - len(finite):
             _log.warning("histogram %r: left out %d NaN or infinite", tag, dropped)
         if not len(finite):
             raise ValueError(f"histogram {tag!r} has no finite value")
@@ -4203,14 +4199,12 @@ class EventWriter:
         weights: Any = None, walltime: float | None = None,
     ) -> None:
         """Log a curve counted elsewhere; each array has a value per threshold."""
-        series = [_as_array(x) for x in (
+        curve = np.stack([_as_array(x) for x in (  # refuses different shapes
             true_positive_counts, false_positive_counts, true_negative_counts,
-            false_negative_counts, precision, recall)]
-        shapes = [array.shape for array in series]
-        if series[0].ndim != 1 or len(set(shapes)) > 1:
-            raise ValueError(f"expected equal lengths, got {shapes}")
-        tensor = _encode_tensor(np.stack(series), (6, len(series[0])))
-        content = _pb_int(2, len(series[0]))
+            false_negative_counts, precision, recall)])
+        if curve.ndim != 2:
+            raise ValueError(f"expected a value per threshold, got {curve.shape[1:]}")
+        tensor, content = _encode_tensor(curve, curve.shape), _pb_int(2, curve.shape[1])
         encoded = _encode_value(tag, tensor, "pr_curves", content)
         self._add(encoded, global_step, walltime)
 
