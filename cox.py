@@ -4892,8 +4892,8 @@ def _look_at(run_dir: str) -> tuple[str, list[dict[str, Any]]]:
         if has_writer is False and attempts[-1].get("boot") == _boot_id():
             return "dead", attempts
         with os.scandir(os.path.join(run_dir, _TABLES_DIR)) as entries:
-            rows = [e.stat() for e in entries if e.name.endswith(_ROWS_SUFFIX)]
-        newest = max((info.st_mtime for info in rows), default=0)
+            rows = (e.stat() for e in entries if e.name.endswith(_ROWS_SUFFIX))
+            newest = max((info.st_mtime for info in rows), default=0)
         return f"silent {_short_time(time.time() - newest)}", attempts
     return "", []
 
@@ -5362,11 +5362,11 @@ def _say(line: str, command: str = "tb") -> None:
     print("cox", text, file=sys.stderr, flush=True)
 
 
-def _stamp(path: str, is_kind: Callable[[int], bool] = stat.S_ISREG) -> tuple[int, ...]:
-    """What changes with a regular file; () for any other (a fifo would block)."""
+def _stamp(path: str) -> tuple[int, ...]:
+    """What changes with a file or directory; () for any other (a fifo would block)."""
     with contextlib.suppress(OSError):
         info = os.lstat(path)
-        if is_kind(info.st_mode):
+        if stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode):
             return info.st_mtime_ns, info.st_size
     return ()
 
@@ -5476,9 +5476,10 @@ class _View:
         """Refresh until stopped; each new trouble is printed once."""
         said: set[str] = set()
         while not self.stopped.is_set():
+            news: set[str] = set()
             try:
-                self.refresh()
-                news, line = {"", *self.reasons()} - {_NO_EVENTS}, self.summary()
+                if not self.refresh():
+                    news, line = {"", *self.reasons()} - {_NO_EVENTS}, self.summary()
             except Exception as err:  # whatever a run has in it, the others go on
                 news, line = {str(err)}, f"cannot look for runs: {err}"
             if news - said and not self.stopped.is_set():
@@ -5487,28 +5488,25 @@ class _View:
             self.is_begun.set()
             self.stopped.wait(_REFRESH_INTERVAL_S)
 
-    def refresh(self) -> None:
-        """Bring the view up to date; an unchanged run costs two or three ``stat``."""
-        is_more = True
-        while is_more:
-            is_more = self.read()
-            for run in self.runs.values():
-                if self.stopped.is_set():
-                    return
-                if not run.left_out and time.monotonic() >= run.back_at:
-                    try:
-                        self._link(run)
-                    except Exception as err:  # no room for the view, say
-                        self._hide(run)
-                        run.left_out = str(getattr(err, "strerror", None) or err)[:200]
-            is_first = not self.is_begun.is_set()
-            self.is_begun.set()
-            if is_first and is_more:  # TensorBoard starts, in Python: not both at once
-                self.stopped.wait(_REFRESH_INTERVAL_S)
+    def refresh(self) -> bool:
+        """Bring the view up to date; True if there are more runs to come.
+
+        An unchanged run costs two or three ``stat``.
+        """
+        is_more = self.read()
         for run in self.runs.values():
-            if run.name and run.params and not self.stopped.is_set():
+            if self.stopped.is_set():
+                return False
+            if not run.left_out and time.monotonic() >= run.back_at:
+                try:
+                    self._link(run)
+                except Exception as err:  # no room for the view, say
+                    self._hide(run)
+                    run.left_out = str(getattr(err, "strerror", None) or err)[:200]
+            if run.name and run.params:
                 with contextlib.suppress(Exception):  # a damaged history
                     self._tell_end(run)
+        return is_more
 
     def read(self) -> bool:
         """Find runs and their parameters, the newest first; True if there are more."""
@@ -5579,8 +5577,7 @@ class _View:
 
     def _link(self, run: _ViewedRun) -> None:
         """Show the run once it has event files; link what is new there."""
-        linked = run.linked.items()
-        if linked and all(_stamp(path, stat.S_ISDIR) == then for path, then in linked):
+        if run.linked and all(_stamp(p) == then for p, then in run.linked.items()):
             return
         top = os.path.join(run.path, _TENSORBOARD_DIR)
         run.has_links, run.linked = os.path.islink(top), {}
@@ -5598,7 +5595,7 @@ class _View:
             names = folders + files
             run.has_links |= any(os.path.islink(os.path.join(folder, n)) for n in names)
             # A file made right after the scan may leave the directory the same time.
-            stamp = _stamp(folder, stat.S_ISDIR)
+            stamp = _stamp(folder)
             is_settled = stamp and time.time_ns() - stamp[0] > _MTIME_RESOLUTION_NS
             run.linked[folder] = stamp if is_settled else ()
         for path in configs:  # last, as they name the others
@@ -5692,10 +5689,9 @@ def _parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     options, rest = parser.parse_known_args(argv)
     try:
         options.filter_param = [(n, re.compile(r)) for n, r in options.filter_param]
+        list(_NameFormatter().parse(options.format_str or ""))
     except re.error as err:
         parser.error(f"--filter-param {err.pattern!r}: {err}")
-    try:
-        list(_NameFormatter().parse(options.format_str or ""))
     except ValueError as err:
         parser.error(f"--format-str {options.format_str!r}: {err}")
     if not 0 <= options.port < 2**16:
@@ -5739,9 +5735,8 @@ def _configure_tensorboard(ours: Sequence[str], rest: Sequence[str]) -> Any:
     try:  # TensorBoard would say it twice, and no remedy
         socket.create_server((host, flags.port), family=family).close()
     except OSError as err:
-        where = f"{host or '*'}:{flags.port}"
-        option = "--port 0" if err.errno == errno.EADDRINUSE else "another --host"
-        raise CoxError(f"cannot listen on {where}: {err}; try {option}") from err
+        what = f"cannot listen on {host or '*'}:{flags.port}: {err}"
+        raise CoxError(f"{what}; try --port 0 or another --host") from err
     return board
 
 

@@ -7142,20 +7142,27 @@ def test_runs_come_into_the_view_the_newest_first_until_it_is_stopped(
     assert names(directory) == ["x=2-a"]
     view.stopped.clear()
     view._link = link
-    view.refresh()
+    assert not view.refresh()
     assert names(directory) == ["x=0-b", "x=1-c", "x=2-a"]
 
 
 def test_tensorboard_starts_between_the_newest_runs_and_the_others(
-    tmp_path, out, monkeypatch
+    tmp_path, out, monkeypatch, capsys
 ):
     view, directory = view_by_twos(tmp_path, out, monkeypatch, "abcdef")
     shown = []
-    monkeypatch.setattr(view.stopped, "wait", lambda _: shown.append(names(directory)))
-    view.refresh()
-    view.refresh()
-    assert shown == [["x=4-e", "x=5-f"]]
-    assert len(names(directory)) == 6
+
+    def wait(seconds):
+        assert view.is_begun.is_set()
+        shown.append(names(directory))
+        if len(shown) == 4:
+            view.stopped.set()
+
+    monkeypatch.setattr(view.stopped, "wait", wait)
+    view.watch()
+    assert shown[0] == ["x=4-e", "x=5-f"]
+    assert [len(exp_ids) for exp_ids in shown] == [2, 4, 6, 6]
+    assert capsys.readouterr().err == f"cox tb: showing 6 of 6 runs in {out}\n"
 
 
 def test_the_watcher_survives_whatever_goes_wrong(tmp_path, out, monkeypatch, capsys):
@@ -7460,7 +7467,7 @@ def test_a_busy_port_is_one_line(tb, out, host):
         assert server.process.wait(30) == 2
     host = "*" if host == "bind_all" else host
     assert re.fullmatch(
-        rf"cox tb: cannot listen on {re.escape(host)}:{port}: .* in use.* --port 0\n",
+        rf"cox tb: cannot listen on {re.escape(host)}:{port}: .* in use.* --port 0.*\n",
         server.log.read_text(),
     )
 
