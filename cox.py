@@ -4382,8 +4382,7 @@ class EventWriter:
         if self._write_to_disk:
             os.makedirs(f"{self.logdir}/{folder}", exist_ok=True)
             for file_name, data in files.items():
-                with open(f"{self.logdir}/{folder}/{file_name}", "wb") as file:
-                    file.write(data)
+                _write_file(f"{self.logdir}/{folder}/{file_name}", data, sync=False)
             # Last, as it names the others.
             with open(f"{self.logdir}/projector_config.pbtxt", "ab") as file:
                 file.write(f"embeddings {{\n{config}}}\n".encode())
@@ -4863,10 +4862,10 @@ def _plain_rows(rows: _Rows) -> list[dict[str, Any]]:
     return plain
 
 
-def _read_params(run_dir: str, table: str) -> dict[str, Any] | None:
-    """Read the first row of a run's metadata; None while there is none."""
+def _read_row(run_dir: str, table: str, **which: int) -> dict[str, Any] | None:
+    """Read the first or the last row of a table; None while there is none."""
     with contextlib.suppress(NotFoundError):
-        for row in _plain_rows(_read_ends(run_dir, table, first=1)[1]):
+        for row in _plain_rows(_read_ends(run_dir, table, **which)[1]):
             return row
     return None
 
@@ -4921,30 +4920,27 @@ def _summarize_batch(
         row = summaries[source] = {"status": ""}
         try:
             row |= _summarize(run_dir)
-            for name, value in (_read_params(run_dir, params) or {}).items():
+            parameters = _read_row(run_dir, params, first=1) or {}
+            for name, value in parameters.items():
                 is_taken = name in ("exp_id", *_SUMMARY)
                 row[f"{params}/{name}" if is_taken else name] = value
             for table in last:
-                with contextlib.suppress(NotFoundError):
-                    for values in _plain_rows(_read_ends(run_dir, table, last=1)[1]):
-                        row |= {f"{table}/{name}": v for name, v in values.items()}
+                values = _read_row(run_dir, table, last=1) or {}
+                row |= {f"{table}/{name}": value for name, value in values.items()}
         except Exception as err:
             errors[source] = err
     return summaries, errors
 
 
-class _Call:
+class _Call(functools.partial[Any]):
     """A call that whoever unpickles it makes.
 
     So a worker that cannot import cox meets that in its task, and says so. One that
     had to know a function of cox to be given the task might die of it, or hang.
     """
 
-    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
-        self._parts = function, args
-
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return self._parts
+        return self.func, self.args
 
 
 class CollectionReader:
@@ -5249,13 +5245,12 @@ class CollectionReader:
             calls = [call + os.urandom(8) for call in calls]
             results = self._executor.map(pickle.loads, calls)
         else:
-            results = map(read, batches, *([arg] * len(batches) for arg in args))
+            results = (read(batch, *args) for batch in batches)
         if sys.stderr.isatty() and importlib.util.find_spec("tqdm"):
             from tqdm import tqdm
 
-            total, size = len(batches), len(runs) // count
-            options: dict[str, Any] = {"unit": " runs", "unit_scale": size}
-            results = tqdm(results, total=total, delay=1, leave=False, **options)
+            shown: dict[str, Any] = {"unit": " runs", "unit_scale": len(runs) // count}
+            results = tqdm(results, total=count, delay=1, leave=False, **shown)
         try:
             yield from results
         except (ImportError, AttributeError, RuntimeError) as err:
@@ -5320,12 +5315,10 @@ def _keep_large_ints(frames: Collection[pd.DataFrame]) -> None:
 
 
 def _decoding_error(exp_id: str, name: str, err: Exception) -> CoxError:
-    needs_torch = isinstance(err, ImportError) and err.name == "torch"
     return CoxError(
-        f"column {name!r:.200} of run {exp_id} cannot be decoded; "
-        f"{'install torch' if needs_torch else 'import what its objects need'}, or "
-        f"pass keep_serialized=[{name!r:.200}] to get the stored strings. The cause: "
-        f"{_one_line(err)}"
+        f"column {name!r:.200} of run {exp_id} cannot be decoded; install and import "
+        f"what its objects need, or pass keep_serialized=[{name!r:.200}] to get the "
+        f"stored strings. The cause: {_one_line(err)}"
     )
 
 
@@ -5353,7 +5346,6 @@ _PROJECTOR_CONFIG: Final = "projector_config.pbtxt"
 _PROJECTOR_SUFFIXES: Final = (_PROJECTOR_CONFIG, ".tsv", ".png", ".bytes")
 _COPIES_MAX: Final = 256 << 20  # bytes, of all runs
 _FILTERED: Final = "--filter-param"
-_NO_EVENTS: Final = "no events yet"
 _HAS_LINKS: Final = "with links among its event files, which are not followed"
 
 
@@ -5374,9 +5366,7 @@ def _stamp(path: str) -> tuple[int, ...]:
 class _NameFormatter(string.Formatter):
     """Takes a field for the whole name of a parameter: it looks up nothing in it."""
 
-    def get_field(
-        self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> tuple[object, str]:
+    def get_field(self, field_name: str, args: Any, kwargs: Any) -> tuple[Any, str]:
         value = kwargs[field_name]
         is_list = isinstance(value, (list, tuple))
         return ".".join(map(str, value)) if is_list else value, field_name
@@ -5445,7 +5435,7 @@ class _View:
         """Count the runs that are not shown, or not all of, by the reason."""
         runs = self.runs.values()
         hidden = (run for run in runs if not run.name and not run.has_links)
-        reasons = collections.Counter(run.left_out or _NO_EVENTS for run in hidden)
+        reasons = collections.Counter(run.left_out or "no events yet" for run in hidden)
         reasons.update(_HAS_LINKS for run in runs if run.has_links)
         return reasons
 
@@ -5455,8 +5445,7 @@ class _View:
             return f"no runs in {self.directory} yet{self._elsewhere()}"
         shown = sum(bool(run.name) for run in self.runs.values())
         line = f"showing {shown} of {len(self.runs)} runs in {self.directory}"
-        reasons = self.reasons().items()
-        why = ", ".join(f"{count} ({reason})" for reason, count in reasons)
+        why = ", ".join(f"{n} ({reason})" for reason, n in self.reasons().items())
         return f"{line}; left out: {why}" if why else line
 
     def _elsewhere(self) -> str:
@@ -5476,10 +5465,10 @@ class _View:
         """Refresh until stopped; each new trouble is printed once."""
         said: set[str] = set()
         while not self.stopped.is_set():
-            news: set[str] = set()
+            news, line = set[str](), ""
             try:
                 if not self.refresh():
-                    news, line = {"", *self.reasons()} - {_NO_EVENTS}, self.summary()
+                    news, line = {"", *self.reasons()}, self.summary()
             except Exception as err:  # whatever a run has in it, the others go on
                 news, line = {str(err)}, f"cannot look for runs: {err}"
             if news - said and not self.stopped.is_set():
@@ -5544,7 +5533,7 @@ class _View:
         """Look for the run's metadata, as its file changed."""
         try:
             if run.params_stamp:
-                run.params = _read_params(run.path, self.table)
+                run.params = _read_row(run.path, self.table, first=1)
         except Exception as err:  # a broken HDF5 file raises anything
             _say(f"cannot read the metadata of run {run.exp_id!r}: {err}")
         run.left_out = self._objection(run.params)
@@ -5970,7 +5959,7 @@ def _show(argv: list[str]) -> int:
     status, attempts = _look_at(run_dir)
     facts: dict[str, Any] = {"run": run_dir, "status": status}
     facts |= {f"attempt {number}": line for number, line in enumerate(attempts, 1)}
-    facts["parameters"] = _read_params(run_dir, options.metadata_table) or {}
+    facts["parameters"] = _read_row(run_dir, options.metadata_table, first=1) or {}
     _print_facts(facts | {"last rows": _last_rows(run_dir)})
     return 0
 
@@ -5983,7 +5972,7 @@ def _diff(argv: list[str]) -> int:
         last = (_look_at(run_dir)[1] or [{}])[-1]
         facts = {f"git {name}": v for name, v in last.get("git", {}).items()}
         facts |= {"argv": last.get("argv")}
-        facts |= _read_params(run_dir, options.metadata_table) or {}
+        facts |= _read_row(run_dir, options.metadata_table, first=1) or {}
         for table, row in _last_rows(run_dir, options.metadata_table).items():
             facts |= {f"{table}/{column}": value for column, value in row.items()}
         both.append({name: str(value) for name, value in facts.items()})

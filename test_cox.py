@@ -7281,8 +7281,10 @@ def test_a_metadata_column_that_would_run_code_is_left_out(tmp_path, out):
 
 def test_metadata_is_read_once(tmp_path, out, monkeypatch):
     read = []
-    real = cox._read_params
-    monkeypatch.setattr(cox, "_read_params", lambda *a: read.append(a) or real(*a))
+    real = cox._read_row
+    monkeypatch.setattr(
+        cox, "_read_row", lambda *a, **which: read.append(a) or real(*a, **which)
+    )
     log_params(out, "with", lr=0.1)
     log_params(out, "without")
     view, _ = view_of(tmp_path, out)
