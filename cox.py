@@ -4807,8 +4807,6 @@ def _read_unproven(tables_dir: str, stem: str, source: int) -> _Rows | None:
             if not 0 <= size <= _BLOCK_SIZE:
                 return None
             text = _read_quickly(path + _TEXT_SUFFIX, size)
-            if len(text) < size:
-                return None
     except (OSError, CorruptError):
         return None
     return _Rows(schema.header, [source], [count], records, text)
@@ -5113,7 +5111,7 @@ class CollectionReader:
             )
         if not union_schemas:
             self._check_columns(key, groups, exp_ids, columns)
-        args = exp_ids, keep_serialized, columns, append_exp_id
+        args = exp_ids, keep_serialized, columns
         frames: list[pd.DataFrame] = []
         for rows in groups:
             try:
@@ -5123,12 +5121,13 @@ class CollectionReader:
                 by_source, errors = _read_each(self._decode_frame, parts, *args)
                 self._handle_errors(exp_ids, errors, skip_errors)
                 frames += by_source.values()
-        joined = frames[0]
+        joined: pd.DataFrame = frames[0]
         if len(frames) > 1:
             _keep_large_ints(frames)
             joined = pd.concat(frames).sort_index(kind="stable")
-            if append_exp_id:  # last, also behind columns that only later runs have
-                joined["exp_id"] = joined.pop("exp_id")
+        if append_exp_id:
+            ids = pd.Series(exp_ids, dtype=_text_dtype())
+            joined["exp_id"] = ids.array.take(joined.index)
         indexes = _indexes(np.bincount(joined.index).tolist())
         joined.index = pd.RangeIndex(len(joined)) if ignore_index else pd.Index(indexes)
         return joined
@@ -5204,7 +5203,6 @@ class CollectionReader:
         exp_ids: list[str],
         keep_serialized: Collection[str],
         columns: Collection[str] | None,
-        append_exp_id: bool,
     ) -> pd.DataFrame:
         """Return the frame of rows, objects unpickled; its index is their source."""
         frame = _frame(rows.header, [rows], rows.nrows, columns)
@@ -5221,9 +5219,6 @@ class CollectionReader:
                 except Exception as err:
                     raise _decoding_error(exp_ids[source], name, err) from err
             frame[name] = pd.Series(decoded, frame.index, dtype=object)
-        if append_exp_id:
-            ids = pd.Series([exp_ids[i] for i in rows.sources], dtype=_text_dtype())
-            frame["exp_id"] = ids.repeat([*rows.counts]).array
         return frame
 
     def _read_batches(
