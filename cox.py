@@ -3778,15 +3778,6 @@ def _encode_tsv(lines: Iterable[Iterable[Any]]) -> bytes:
     return "".join("\t".join(map(str, line)) + "\n" for line in lines).encode()
 
 
-def _tag_path(tag: str) -> str:
-    """Path of a tag below a directory, which ``..`` does not leave."""
-    return re.sub(
-        r"(?<![^/])\.\.?(?![^/])|[\0\\]",
-        lambda match: "".join(f"%{ord(c):02x}" for c in match[0]),
-        str(tag),
-    )
-
-
 _BESIDE: Final = (
     "that takes more than numpy. Use tensorboardX's or torch's beside this one, "
     "SummaryWriter(writer.get_logdir()); TensorBoard shows what both write"
@@ -3828,7 +3819,7 @@ class EventWriter:
         self._sub_writers: dict[str, EventWriter] = {}  # by name, of add_scalars
         self._records: dict[tuple[str, ...], _ScalarRecord] = {}
         self._run: _Run | None = None  # of a Store's writer
-        self._is_continuing = False  # what that run logged before; see _continue
+        self._go_back = b""  # comes before a tag's first event; see _continue
         self._is_holding, self._held = False, b""  # records; see _all_or_none
         self._pid, self._forks = os.getpid(), _forks
         self._guard = _Guard(f"an event of {self.logdir}")
@@ -3849,8 +3840,8 @@ class EventWriter:
         self._run = run
         run.event_writers.add(self)
         with contextlib.suppress(OSError):
-            names = os.listdir(self.logdir)
-            self._is_continuing = any("tfevents" in name for name in names)
+            if any("tfevents" in name for name in os.listdir(self.logdir)):
+                self._go_back = _GO_BACK
 
     def _resolve(self, global_step: Any, walltime: float | None) -> tuple[float, int]:
         """Wall time and step of an event."""
@@ -3865,8 +3856,7 @@ class EventWriter:
         self._append_event(_encode_event(*self._resolve(global_step, walltime), values))
 
     def _append_event(self, event: bytes) -> None:
-        record = _encode_tfrecord(event)
-        self._append(_GO_BACK + record if self._is_continuing else record)
+        self._append(self._go_back + _encode_tfrecord(event))
 
     def _encode_scalars(
         self, prefix: str, names: Iterable[str], values: Sequence[float],
@@ -3880,7 +3870,7 @@ class EventWriter:
         if len(self._records) >= _RECORDS_MAX:
             self._records.clear()
         self._records[key] = new
-        return _GO_BACK + encoded if self._is_continuing else encoded
+        return self._go_back + encoded
 
     def _append(self, records: bytes) -> None:
         """Write all of the records, or raise and leave none of them."""
@@ -3922,14 +3912,13 @@ class EventWriter:
         yield holder
         for name, held in ("", holder), *holder._sub_writers.items():
             writer = self._get_sub_writer(name) if name else self
-            start = _GO_BACK if writer._is_continuing else b""
             if held._held:
-                writer._append(start + held._held)
+                writer._append(writer._go_back + held._held)
 
     def _encode_start(self) -> bytes:
         """Records that come before a file's first event."""
         now = time.time()
-        start = _encode_file_version(now, 1 if self._is_continuing else 2)
+        start = _encode_file_version(now, 1 if self._go_back else 2)
         if self._purge_step is not None:
             session = _pb_bytes(7, _pb_int(1, 1))  # SessionLog.START
             purge = _pb_double(1, now) + _pb_int(2, self._purge_step) + session
@@ -4087,8 +4076,13 @@ class EventWriter:
     def _get_sub_writer(self, name: str) -> EventWriter:
         self._check_process()
         if name not in self._sub_writers:
+            path = re.sub(  # `..` would lead out of logdir
+                r"(?<![^/])\.\.?(?![^/])|[\0\\]",
+                lambda match: f"%{match[0].encode().hex('%')}",
+                str(name),
+            )
             writer = EventWriter(  # os.path.join would leave logdir for "/name"
-                f"{self.logdir}/{_tag_path(name)}", filename_suffix=self._suffix,
+                f"{self.logdir}/{path}", filename_suffix=self._suffix,
                 write_to_disk=self._write_to_disk,
             )
             writer._is_holding = self._is_holding
