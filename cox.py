@@ -5096,7 +5096,11 @@ class CollectionReader:
         columns = [columns] if isinstance(columns, str) else columns
         skip_errors = skip_errors or self._skip_errs
         groups = self._read_groups(key, exp_ids, skip_errors)
-        there = {c for rows in groups for c in _decode_header(rows.header).columns}
+        names = {
+            exp_ids[rows.sources[0]]: {*_decode_header(rows.header).columns}
+            for rows in groups
+        }
+        there = set().union(*names.values())
         # what keep_serialized names wrongly would be unpickled
         if unknown := {*keep_serialized, *(columns or ())} - there:
             raise SchemaError(
@@ -5104,7 +5108,7 @@ class CollectionReader:
                 f"Columns: {_shorten(sorted(there))}"
             )
         if not union_schemas:
-            self._check_columns(key, groups, exp_ids, columns)
+            self._check_columns(key, names, there if columns is None else {*columns})
         args = exp_ids, keep_serialized, columns
         frames: list[pd.DataFrame] = []
         for rows in groups:
@@ -5121,7 +5125,7 @@ class CollectionReader:
             joined = pd.concat(frames).sort_index(kind="stable")
         if append_exp_id:
             ids = pd.Series(exp_ids, dtype=_text_dtype())
-            joined["exp_id"] = ids.array.take(joined.index)
+            joined["exp_id"] = ids.array.take(joined.index.to_numpy())
         indexes = _indexes(np.bincount(joined.index).tolist())
         joined.index = pd.RangeIndex(len(joined)) if ignore_index else pd.Index(indexes)
         return joined
@@ -5206,8 +5210,9 @@ class CollectionReader:
             if load is None or name in keep_serialized or name not in frame:
                 continue
             dirs = [os.path.join(self.directory, e, _OBJECTS_DIR) for e in exp_ids]
+            sources = frame.index.tolist()
             decoded = np.empty(len(frame), dtype=object)
-            for i, (source, text) in enumerate(zip(frame.index, frame[name])):
+            for i, (source, text) in enumerate(zip(sources, frame[name])):
                 try:
                     decoded[i] = load(text, dirs[source])
                 except Exception as err:
@@ -5261,21 +5266,15 @@ class CollectionReader:
             _log.warning("skipped run %s: %s", exp_ids[source], err)
 
     def _check_columns(
-        self,
-        key: str,
-        groups: list[_Rows],
-        exp_ids: list[str],
-        wanted: Collection[str] | None,
+        self, key: str, names: Mapping[str, set[str]], wanted: set[str]
     ) -> None:
-        """Raise if the runs' columns differ, in more than their order."""
-        first, *others = groups
-        columns = _decode_header(first.header).columns.keys()
+        """Raise if the columns of runs, by exp_id, differ in more than their order."""
+        first, *others = names
         for other in others:
-            differing = columns ^ _decode_header(other.header).columns.keys()
-            if differing := differing & set(differing if wanted is None else wanted):
+            if differing := (names[first] ^ names[other]) & wanted:
                 raise SchemaError(
-                    f"table {key!r} differs between {exp_ids[first.sources[0]]} and "
-                    f"{exp_ids[other.sources[0]]} in {self.directory}, in columns "
+                    f"table {key!r} differs between {first} and {other} in "
+                    f"{self.directory}, in columns "
                     f"{_shorten(sorted(map(repr, differing)))}; take all columns with "
                     "union_schemas=True, or leave runs out with exp_filter"
                 )
