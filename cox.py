@@ -5331,7 +5331,7 @@ _HPARAMS_FILE: Final = "events.out.tfevents.0000000000.hparams"
 _END_FILE: Final = "events.out.tfevents.0000000000.hparams.end"
 _OUTCOMES: Final = {"done": 1, "failed": 2, "interrupted": 2, "dead": 2}  # in HPARAMS
 _PROJECTOR_CONFIG: Final = "projector_config.pbtxt"
-_PROJECTOR_SUFFIXES: Final = (_PROJECTOR_CONFIG, ".tsv", ".png", ".bytes")
+_PROJECTOR_SUFFIXES: Final = (_PROJECTOR_CONFIG, ".tsv", ".png", ".bytes")  # copied
 _COPIES_MAX: Final = 256 << 20  # bytes, of all runs
 _FILTERED: Final = "--filter-param"
 _HAS_LINKS: Final = "with links among its event files, which are not followed"
@@ -5661,7 +5661,7 @@ def _parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--logdir", required=True, help="directory of the runs, or a single run")
     add("--port", type=int, default=6006, help="default 6006; 0 takes a free one")
     add("--format-str", help="run names, as 'lr-{lr:.1e}'; default: what differs")
-    text, pair = "show runs whose value begins so; repeatable", ("NAME", "REGEX")
+    text, pair = "REGEX matches the value's start; repeatable", ("NAME", "REGEX")
     add("--filter-param", nargs=2, action="append", default=[], metavar=pair, help=text)
     options, rest = parser.parse_known_args(argv)
     try:
