@@ -4832,12 +4832,16 @@ def _read_rows_batch(
     return _merge_rows(by_source[source] for source in sorted(by_source)), errors
 
 
+def _utf8(text: str) -> str:
+    """Return text without lone surrogates, which neither Arrow nor a terminal takes."""
+    return text.encode(errors="replace").decode()
+
+
 def _plain_rows(rows: _Rows) -> list[dict[str, Any]]:
     """Return rows as plain values, running no code of whoever wrote them.
 
     Left out are values in files of their own, those of other than builtin types, and
-    what is damaged. Lone surrogates, which neither Arrow nor a terminal takes, are
-    replaced.
+    what is damaged.
     """
     schema = _decode_header(rows.header)
     plain, end = [], 0
@@ -4849,7 +4853,7 @@ def _plain_rows(rows: _Rows) -> list[dict[str, Any]]:
                     start, end = end, end + value
                     value = rows.texts[start:end].decode(errors="replace")
                 if not kind.is_file:
-                    row[name.encode(errors="replace").decode()] = kind.show(value)
+                    row[_utf8(name)] = kind.show(value)
         plain.append(row)
     return plain
 
@@ -4909,7 +4913,7 @@ def _summarize_batch(
     summaries: dict[int, dict[str, Any]] = {}
     errors: dict[int, Exception] = {}
     for source, run_dir in runs.items():
-        row = summaries[source] = {"status": ""}
+        row: dict[str, Any] = {"status": ""}
         try:
             row |= _summarize(run_dir)
             parameters = _read_row(run_dir, params, first=1) or {}
@@ -4921,6 +4925,9 @@ def _summarize_batch(
                 row |= {f"{table}/{name}": value for name, value in values.items()}
         except Exception as err:
             errors[source] = err
+        summaries[source] = {
+            _utf8(n): _utf8(v) if isinstance(v, str) else v for n, v in row.items()
+        }
     return summaries, errors
 
 
@@ -4978,8 +4985,7 @@ class CollectionReader:
         if _is_run(self.directory):
             raise NotFoundError(f"{self.directory} is a run; give its parent directory")
         listed = _list_runs(self.directory, warn=log_warnings)
-        # Arrow, in which pandas has text, takes no name that is not UTF-8
-        odd = {e for e in listed if e != e.encode(errors="replace").decode()}
+        odd = {e for e in listed if e != _utf8(e)}
         if odd:
             _log.warning("left out, as its name is not UTF-8: %s", _shorten(odd))
         self.exp_ids = [

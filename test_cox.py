@@ -6213,6 +6213,21 @@ def test_runs_shows_what_no_frame_holds(runs, damage):
     assert frame.loc["d", "x?"][0] == "y"
 
 
+def test_text_that_is_not_utf8_keeps_no_run_from_being_listed(runs, quiet, capsys):
+    file_name = os.fsdecode(b"caf\xe9.png")  # as os.listdir() gives it
+    with contextlib.suppress(RuntimeError), Store(runs, "d") as store:
+        store.add_table("metadata", {"path": OBJECT}).append_row({"path": file_name})
+        store.add_table("t\ud800", {"x": int}).append_row({"x": 1})
+        raise RuntimeError(file_name)
+    frame = CollectionReader(runs).runs(last=["t\ud800"])
+    assert frame["status"].tolist() == ["done", "done", "done", "failed"]
+    assert frame.loc["d", "error"] == "RuntimeError: caf?.png"
+    assert frame.loc["d", "path"] == "caf?.png"
+    assert frame.loc["d", "t?/x"] == 1
+    assert cox.main(["ls", str(runs)]) == 0
+    assert "caf?.png" in capsys.readouterr().out
+
+
 def test_one_column_may_be_asked_for_by_its_name(runs):
     with CollectionReader(runs) as reader:
         assert list(reader.df("t", columns="note")) == ["note", "exp_id"]
