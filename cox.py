@@ -3288,9 +3288,12 @@ class Table:
         lengths = set()
         with contextlib.suppress(TypeError):  # some values have none
             lengths = {len(values) for values in columns.values()}
-        if len(lengths) != 1 or any(isinstance(v, str) for v in columns.values()):
+        # two columns of one name are a frame, which iterates over names, as a mapping
+        not_these = str, set, Mapping, pd.DataFrame
+        if len(lengths) != 1 or any(isinstance(v, not_these) for v in columns.values()):
             raise SchemaError(
-                f"the columns for table {self.name!r} must be sequences of one length"
+                f"the columns for table {self.name!r} must be sequences of one length, "
+                "under different names"
             )
         converted = [
             self._convert_column(name, kind, columns[name])

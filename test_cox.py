@@ -4187,10 +4187,13 @@ def test_append_rows_writes_what_a_loop_of_append_row_does(out, as_frame):
         ({"i": 1, "note": "a"}, "sequences of one length"),
         ({"i": [1], "note": "a"}, "sequences of one length"),
         ({"i": np.zeros((2, 3)), "note": ["a", "b"]}, "'i'"),
+        ({"i": {0: 5, 1: 6}, "note": {0: "a", 1: "b"}}, "sequences of one length"),
+        ({"i": {5, 6}, "note": ["a", "b"]}, "sequences of one length"),
+        (pd.DataFrame([[1, "a", "b"]], columns=["i", "note", "note"]), "different"),
     ],
     ids=[
         *("list", "too-few", "too-many", "lengths", "value", "range", "none"),
-        *("scalar", "str", "two-dimensional"),
+        *("scalar", "str", "two-dimensional", "to_dict", "set", "names"),
     ],
 )
 def test_append_rows_refuses_all_or_none(store, out, data, match):
