@@ -700,6 +700,8 @@ def _number(value: Any) -> Any:
     """Unwrap numpy scalars, and arrays and tensors of one element, of any shape."""
     shape = getattr(value, "shape", None)
     is_single = isinstance(shape, tuple) and math.prod(shape) == 1
+    if is_single and isinstance(value, np.ma.MaskedArray) and value.mask.all():
+        return None  # item() would be what the mask hides
     return value.item() if is_single else value
 
 
@@ -844,7 +846,9 @@ _KIND_NAMES: Final[Mapping[Any, str]] = {  # of the types in a schema
     **{t: np.dtype(t).name for t in np.ScalarType if np.dtype(t).name in _KINDS},
     **{kind.type: name for name, kind in _KINDS.items()},
 }
-_COMPLEX: Final = frozenset({np.complex64, np.complex128, np.clongdouble})
+_NEVER_PACKED: Final = frozenset(  # struct takes the real part, or NaN for a masked one
+    {np.complex64, np.complex128, np.clongdouble, np.ma.MaskedArray, type(np.ma.masked)}
+)
 
 
 class _Schema:
@@ -1503,8 +1507,7 @@ class _RowWriter:
         text = b""
         try:
             values = schema.get_row(row)
-            # of these struct would pack the real part
-            if not _COMPLEX.isdisjoint(map(type, values)):
+            if not _NEVER_PACKED.isdisjoint(map(type, values)):
                 return False
             if schema.text_fields:
                 values = [*values, text_size]
@@ -3314,7 +3317,8 @@ class Table:
         """Convert as :meth:`append_row` does, whole arrays at once where that is so."""
         array = np.empty(())
         with contextlib.suppress(ValueError):  # lists of unequal length: said below
-            array = np.asarray(values) if kind.code else array
+            if kind.code and not isinstance(values, np.ma.MaskedArray):
+                array = np.asarray(values)
         if array.ndim == 1:
             # numpy's kinds of numbers whose least and greatest vouch for all
             allowed = {"?": "b", "e": "", "f": ""}.get(kind.code, "biu")
@@ -3468,6 +3472,8 @@ def _as_array(value: Any) -> npt.NDArray[Any]:
         value = detach().cpu()
         if "bfloat16" in str(value.dtype):  # numpy has none
             value = value.float()
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        value = np.ma.filled(value.astype(np.float64), np.nan)
     array = np.asarray(value)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"expected numbers, got {value!r:.80}")

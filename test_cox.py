@@ -1002,6 +1002,7 @@ TAKEN = {
     "Fraction-into-int": (int, Fraction(6, 2), 3),
     "array-of-one-into-int": (int, np.array([3]), 3),
     "text-into-float32": (np.float32, "0.1", np.float32(0.1)),
+    "unmasked-into-float": (float, np.ma.array([0.5], mask=[False]), 0.5),
     "array-of-one-into-bool": (bool, np.array([True]), True),
     "1-into-bool": (bool, 1, True),
     "0-into-bool": (bool, 0, False),
@@ -1045,6 +1046,7 @@ REFUSED = {
     "0.5-in-an-array-into-int": (int, 1, np.array([0.5])),
     "truncating-__int__-into-int": (int, 1, Number(3.7)),
     "None-into-int": (int, 1, None),
+    "masked-into-int": (int, 1, np.ma.masked),
     "list-into-int": (int, 1, [1]),
     "array-into-int": (int, 1, np.array([1, 2])),
     "complex-into-int": (int, 1, 1 + 0j),
@@ -1056,6 +1058,8 @@ REFUSED = {
     "numpy-complex-into-float": (float, 1.0, np.complex128(3 + 4j)),
     "long-complex-into-float": (float, 1.0, np.clongdouble(3 + 4j)),
     "numpy-complex-into-float32": (np.float32, 1.0, np.complex64(3 + 4j)),
+    "masked-into-float": (float, 1.0, np.ma.masked),
+    "masked-element-into-float": (float, 1.0, np.ma.array([5.0], mask=[True])),
     "array-into-float": (float, 1.0, np.zeros(3)),
     "too-big-int-into-float": (float, 1.0, 10**400),
     "text-into-bool": (bool, True, "False"),
@@ -4189,11 +4193,12 @@ def test_append_rows_writes_what_a_loop_of_append_row_does(out, as_frame):
         ({"i": np.zeros((2, 3)), "note": ["a", "b"]}, "'i'"),
         ({"i": {0: 5, 1: 6}, "note": {0: "a", 1: "b"}}, "sequences of one length"),
         ({"i": {5, 6}, "note": ["a", "b"]}, "sequences of one length"),
+        ({"i": np.ma.array([1, 2], mask=[0, 1]), "note": ["a", "b"]}, "'i'.*Masked"),
         (pd.DataFrame([[1, "a", "b"]], columns=["i", "note", "note"]), "different"),
     ],
     ids=[
         *("list", "too-few", "too-many", "lengths", "value", "range", "none"),
-        *("scalar", "str", "two-dimensional", "to_dict", "set", "names"),
+        *("scalar", "str", "two-dimensional", "to_dict", "set", "masked", "names"),
     ],
 )
 def test_append_rows_refuses_all_or_none(store, out, data, match):
@@ -4839,6 +4844,16 @@ def test_histogram_joins_bins(tmp_path, max_bins):
     assert len(value.histo.bucket) <= max_bins
     assert sum(value.histo.bucket) == 100
     assert value.histo.bucket_limit[-1] == 99
+
+
+def test_what_is_masked_is_no_number(tmp_path):
+    with cox.EventWriter(tmp_path) as writer:
+        writer.add_scalar("x", np.ma.masked)
+        with warns("'h'.* 1 NaN"):
+            writer.add_histogram("h", np.ma.array([1, 9, 2], mask=[0, 1, 0]))
+    scalar, histogram = read_values(tmp_path)
+    assert math.isnan(scalar.simple_value)
+    assert (histogram.histo.num, histogram.histo.max) == (2, 2)
 
 
 def test_tensors_of_torch_are_taken(tmp_path):
