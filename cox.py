@@ -3031,6 +3031,9 @@ def _close_runs() -> None:
         with run.exporting.lock:  # waits for a thread that exports
             pass
         run.close_at_last()
+        # What exit handlers from before cox was imported, or daemon threads, still log
+        # begins no attempt, which nobody would end: the run would be taken for dead.
+        run.history.is_kept = False
 
 
 _forks = 0  # between the process that imported cox and this one

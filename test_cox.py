@@ -2850,6 +2850,8 @@ def test_pickled_columns_run_only_when_decoded(out, tmp_path):
 ENDINGS = """
 import atexit, multiprocessing, os, signal, sys
 atexit.register(os._exit, 0)  # comes last: to free all that is imported takes long
+late = []
+atexit.register(lambda: [table.append_row({"x": 2}) for table in late])
 from cox import Store
 
 def log(exp_id, **options):
@@ -2884,6 +2886,8 @@ def end(name):
         os.wait()
         return log(name).close()
     store = log(name, history=name != "no history")
+    if name == "logs at exit":
+        late.append(store["t"])
     if name == "raise":
         raise RuntimeError("out\\nof memory")
     if name == "ctrl-c":
@@ -2911,6 +2915,7 @@ ENDED = {
     "closed": ("done", ""),
     "falls off": ("ended", ""),
     "no history": ("", ""),
+    "logs at exit": ("ended", ""),
     "raise": ("failed", "RuntimeError: out of memory"),
     "exit": ("ended", ""),  # it did not say whether that is bad
     "exit in with": ("failed", "SystemExit: 3"),
@@ -2958,6 +2963,7 @@ def test_each_end_of_a_process_has_its_word(endings):
     attempts = runs.attempts.to_dict()
     assert (attempts.pop("requeue"), attempts.pop("no history")) == (2, 0)
     assert set(attempts.values()) == {1}
+    assert Store(endings, "logs at exit", mode="r")["t"].nrows == 2
 
 
 def test_a_history_says_who_wrote_the_run_and_no_secret(endings):
