@@ -5258,7 +5258,8 @@ class CollectionReader:
             results = self._executor.map(pickle.loads, calls)
         else:
             results = (read(batch, *args) for batch in batches)
-        if sys.stderr.isatty() and importlib.util.find_spec("tqdm"):
+        is_terminal = getattr(sys.stderr, "isatty", bool)()  # it may be None, or a tee
+        if is_terminal and importlib.util.find_spec("tqdm"):
             from tqdm import tqdm
 
             shown: dict[str, Any] = {"unit": " runs", "unit_scale": len(runs) // count}

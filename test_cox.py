@@ -6285,6 +6285,12 @@ def test_what_is_no_run_is_passed_over_and_what_is_shut_is_named(
     assert not caplog.records
 
 
+@pytest.mark.parametrize("stderr", [None, types.SimpleNamespace(write=len)])
+def test_stderr_may_be_closed_or_stood_in_for(runs, monkeypatch, stderr):
+    monkeypatch.setattr(sys, "stderr", stderr)
+    assert len(CollectionReader(runs).df("t")) == 6
+
+
 def test_runs_are_chosen_by_exp_filter(runs):
     reader = CollectionReader(runs, exp_filter=lambda exp_id: exp_id != "a")
     assert set(reader.df("t")["exp_id"]) == {"b", "c"}
