@@ -3319,7 +3319,8 @@ class Table:
     def _convert_column(self, name: str, kind: _Kind, values: Any) -> Any:
         """Convert as :meth:`append_row` does, whole arrays at once where that is so."""
         array = np.empty(())
-        with contextlib.suppress(ValueError):  # lists of unequal length: said below
+        # lists of unequal length, and tensors that numpy cannot take: each value below
+        with contextlib.suppress(ValueError, TypeError, RuntimeError):
             if kind.code and not isinstance(values, np.ma.MaskedArray):
                 array = np.asarray(values)
         if array.ndim == 1:

@@ -4215,6 +4215,15 @@ def test_append_rows_refuses_all_or_none(store, out, data, match):
     assert_logged(store["t"].df, 3)
 
 
+def test_append_rows_takes_tensors_that_numpy_does_not(store):
+    torch = pytest.importorskip("torch")
+    table = store.add_table("t", {"x": float, "f": np.float32, "i": int})
+    losses = torch.tensor([0.5, 2.0], requires_grad=True)
+    halves = torch.tensor([0.5, 2.0], dtype=torch.bfloat16)
+    table.append_rows({"x": losses, "f": halves, "i": [losses[1], halves[1]]})
+    assert table.df.values.tolist() == [[0.5, 0.5, 2], [2, 2, 2]]
+
+
 def test_append_rows_that_is_cut_short_leaves_none_of_them(store, out, at_write):
     table = store.add_table("t", {"i": int, "p": PICKLE})
     table.append_row({"i": 0, "p": 0})
