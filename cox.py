@@ -5144,7 +5144,10 @@ class CollectionReader:
             joined = pd.concat(frames).sort_index(kind="stable")
         if append_exp_id:
             ids = pd.Series(exp_ids, dtype=_text_dtype())
-            joined["exp_id"] = ids.array.take(joined.index.to_numpy())
+            with warnings.catch_warnings():
+                # of over 100 columns, which here are arrays of their own
+                warnings.simplefilter("ignore", pd.errors.PerformanceWarning)
+                joined["exp_id"] = ids.array.take(joined.index.to_numpy())
         indexes = _indexes(np.bincount(joined.index).tolist())
         joined.index = pd.RangeIndex(len(joined)) if ignore_index else pd.Index(indexes)
         return joined

@@ -6202,6 +6202,16 @@ def test_a_collection_joins_the_runs(runs):
 BIG = 2**60 + 1  # a float would lose its last digit
 
 
+def test_many_columns_are_joined_without_a_warning(out):
+    for exp_id in "ab":
+        schema = {f"{exp_id}{i}": float for i in range(100)} | {"note": str}
+        with Store(out, exp_id) as store:
+            store.add_table("t", schema).append_row(dict.fromkeys(schema, 1))
+    joined = CollectionReader(out, log_warnings=False).df("t", union_schemas=True)
+    assert joined.shape == (2, 202)
+    assert joined.columns[-1] == "exp_id"
+
+
 def test_large_ints_keep_their_digits_where_columns_differ(out):
     schemas = {"int": {"x": int, "big": int}, "lacks": {"x": int}}
     schemas["unsigned"] = {"x": np.uint64, "big": int}
