@@ -475,6 +475,18 @@ def _dated_path(path: str) -> str:
     return next(path for path in candidates if not os.path.lexists(path))
 
 
+def _open_above_2(path: str, flags: int) -> int:
+    """Open a file, but not in the place of a closed stdout or stderr.
+
+    What C code prints, torch's warnings say, would be written into it.
+    """
+    fd = os.open(path, flags, 0o666)
+    if fd <= 2 and fcntl is not None:
+        fd, low = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3), fd
+        os.close(low)
+    return fd
+
+
 def _open_file(path: str, flags: int = os.O_RDONLY) -> int:
     """Open a file of a run; only a regular file, and no link, is one.
 
@@ -484,7 +496,7 @@ def _open_file(path: str, flags: int = os.O_RDONLY) -> int:
         StorageError: It cannot be opened: no permission, too many open files.
     """
     try:
-        fd = os.open(path, flags | _O_SAFE, 0o666)
+        fd = _open_above_2(path, flags | _O_SAFE)
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as err:
@@ -602,7 +614,7 @@ def _write_file(path: str, data: bytes, new_dir: str = "", sync: bool = True) ->
     try:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(new_path)  # of a writer that died; or a link out of the run
-        fd = os.open(new_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _O_SAFE, 0o666)
+        fd = _open_above_2(new_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _O_SAFE)
         try:
             _write_all(fd, data)
             if sync:
@@ -3963,7 +3975,7 @@ class EventWriter:
             for n in itertools.count():
                 self._path = f"{self.logdir}/{stem}.{self._pid}.{n:04d}{self._suffix}"
                 with contextlib.suppress(FileExistsError):
-                    self._fd = os.open(self._path, flags, 0o666)
+                    self._fd = _open_above_2(self._path, flags)
                     break
 
     def _check_process(self) -> None:

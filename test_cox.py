@@ -2154,6 +2154,24 @@ def test_threads_wait_for_each_other(store):
         assert rows["note"].tolist() == [f"{thread} {i}" * i for i in range(100)]
 
 
+def _log_with_stdout_closed(out):
+    os.closerange(0, 3)
+    with Store(out, "run") as store:
+        log(store, 2)
+        store.writer.add_scalar("x", 1)
+        for descriptor in range(3):  # as C code prints
+            with contextlib.suppress(OSError):
+                os.write(descriptor, b"a warning\n")
+        log(store, 2)
+        store.writer.add_scalar("x", 2)
+
+
+def test_what_is_printed_where_stdout_is_closed_gets_into_no_file(out, child):
+    child(_log_with_stdout_closed, out).end()
+    assert_logged(Store(out, "run", mode="r")["t"].df, 4)
+    assert len(read_values(out / "run" / "tensorboard")) == 2
+
+
 ###############################################################################
 # HDF5
 ###############################################################################
