@@ -360,11 +360,13 @@ def _as_row(data: Any) -> Mapping[str, Any]:
         return data.params
     if isinstance(data, argparse.Namespace):
         return vars(data)
+    if isinstance(data, pd.Series):  # a row of a frame
+        return dict(data)
     if dataclasses.is_dataclass(data) and not isinstance(data, type):
         return {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
     raise SchemaError(
-        "a row is a dict (or Parameters, Namespace, dataclass), column to value; "
-        f"got {data!r:.80}"
+        "a row is a dict (or Parameters, Namespace, dataclass, Series), column to "
+        f"value; got {data!r:.80}"
     )
 
 
@@ -956,10 +958,10 @@ def schema_from_dict(d: Any, alternative: str = OBJECT) -> dict[str, Any]:
         )
     schema = {}
     for name, value in _as_row(d).items():
-        # 0-d tensors count as their number; numpy scalars keep their own type
-        if getattr(value, "shape", None) == () and not isinstance(value, np.generic):
-            value = value.item()
         kind_name = _KIND_NAMES.get(type(value))
+        if kind_name is None and getattr(value, "shape", None) == ():
+            with contextlib.suppress(AttributeError):  # of a dtype, which is no array
+                kind_name = _KIND_NAMES.get(type(value.item()))
         schema[name] = _KINDS[kind_name].type if kind_name else alternative
     return schema
 
@@ -1343,7 +1345,10 @@ class _TableFile:
 
     def __exit__(self, kind: object, err: BaseException | None, trace: object) -> None:
         self.close()
-        if isinstance(err, OSError):  # a failed read in the with block names no path
+        # what fails in the with block may not know the path
+        if isinstance(err, CorruptError) and not err.path:
+            raise CorruptError(err.message, self.path + _TEXT_SUFFIX) from None
+        if isinstance(err, OSError):
             with _as_storage_error(self.path + _ROWS_SUFFIX):
                 raise err
 
@@ -3836,6 +3841,7 @@ class EventWriter:
         date = time.strftime("%b%d_%H-%M-%S")
         default = f"runs/{date}_{socket.gethostname()}{comment}"
         self.logdir: str = os.fspath(logdir or log_dir or default)
+        self._root = os.path.abspath(self.logdir)  # os.chdir() changes nothing
         self._purge_step = purge_step
         self._suffix = filename_suffix
         self._write_to_disk = write_to_disk
@@ -3963,7 +3969,7 @@ class EventWriter:
                     "of two hide each other's; log them there, or open another run"
                 )
             root = os.path.join(os.path.realpath(self._run.path), "")
-            if not os.path.realpath(self.logdir).startswith(root):
+            if not os.path.realpath(self._root).startswith(root):
                 raise WriteRefusedError(
                     f"{self.logdir} leads out of its run; replace the link by a "
                     "directory"
@@ -3971,9 +3977,9 @@ class EventWriter:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | _O_BINARY
         stem = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}"
         with _as_storage_error(self.logdir, "could not make an event file"):
-            os.makedirs(self.logdir, exist_ok=True)
+            os.makedirs(self._root, exist_ok=True)
             for n in itertools.count():
-                self._path = f"{self.logdir}/{stem}.{self._pid}.{n:04d}{self._suffix}"
+                self._path = f"{self._root}/{stem}.{self._pid}.{n:04d}{self._suffix}"
                 with contextlib.suppress(FileExistsError):
                     self._fd = _open_above_2(self._path, flags)
                     break
@@ -4107,7 +4113,7 @@ class EventWriter:
                 str(name),
             )
             writer = EventWriter(  # os.path.join would leave logdir for "/name"
-                f"{self.logdir}/{path}", filename_suffix=self._suffix,
+                f"{self._root}/{path}", filename_suffix=self._suffix,
                 write_to_disk=self._write_to_disk,
             )
             writer._is_holding = self._is_holding
@@ -4399,11 +4405,11 @@ class EventWriter:
             config += f'sprite {{ image_path: "{folder}/sprite.png"\n'
             config += f"single_image_dim: [{shape[3]}, {shape[2]}] }}\n"
         if self._write_to_disk:
-            os.makedirs(f"{self.logdir}/{folder}", exist_ok=True)
+            os.makedirs(f"{self._root}/{folder}", exist_ok=True)
             for file_name, data in files.items():
-                _write_file(f"{self.logdir}/{folder}/{file_name}", data, sync=False)
+                _write_file(f"{self._root}/{folder}/{file_name}", data, sync=False)
             # Last, as it names the others.
-            with open(f"{self.logdir}/projector_config.pbtxt", "ab") as file:
+            with open(f"{self._root}/projector_config.pbtxt", "ab") as file:
                 file.write(f"embeddings {{\n{config}}}\n".encode())
 
     # fmt: on
@@ -5237,7 +5243,11 @@ class CollectionReader:
         columns: Collection[str] | None,
     ) -> pd.DataFrame:
         """Return the frame of rows, objects unpickled; its index is their source."""
-        frame = _frame(rows.header, [rows], rows.nrows, columns)
+        try:
+            frame = _frame(rows.header, [rows], rows.nrows, columns)
+        except CorruptError as err:
+            path = os.path.join(self.directory, exp_ids[rows.sources[0]])
+            raise CorruptError(err.message, path) from None
         frame.index = pd.Index(np.repeat(rows.sources, rows.counts))
         schema = _decode_header(rows.header)
         for name, load in zip(schema.columns, (kind.load for kind in schema.kinds)):

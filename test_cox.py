@@ -1166,6 +1166,7 @@ def test_schema_from_dict_takes_types_from_values(store):
     example = {"i": 1, "f": 0.5, "b": True, "s": "x", "n": np.float32(1), "o": [1, 2]}
     schema = {"i": int, "f": float, "b": bool, "s": str, "n": np.float32, "o": OBJECT}
     assert cox.schema_from_dict(example) == schema
+    assert cox.schema_from_dict({"o": np.dtype("f4")}) == {"o": OBJECT}  # of shape ()
     assert cox.schema_from_dict(example, PICKLE) == schema | {"o": PICKLE}
     assert cox.schema_from_dict(example, alternative=PICKLE)["o"] == PICKLE
     table = store.add_table_like_example("t", example, alternative=PICKLE)
@@ -1179,11 +1180,12 @@ ROWS = {
     "Parameters": cox.Parameters({"loss": 1.0, "note": "x"}),
     "Namespace": argparse.Namespace(loss=1.0, note="x"),
     "dataclass": Loss(),
+    "Series": pd.Series({"loss": 1.0, "note": "x"}),
 }
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
-def test_a_row_may_be_a_dict_parameters_a_namespace_or_a_dataclass(store, row):
+def test_a_row_may_be_whatever_holds_names_and_values(store, row):
     assert cox.schema_from_dict(row) == {"loss": float, "note": str}
     store.add_table_like_example("t", row).append_row(row)
     store["t"].update_row(row)
@@ -3621,6 +3623,15 @@ def test_what_is_deleted_while_it_is_collected_is_missing(run, what):
         assert_logged(reader.df("t", append_exp_id=False), 3)
 
 
+def test_text_that_is_not_utf8_is_an_error_that_names_the_run(run, damage):
+    shutil.copytree(run, run.parent / "bad")
+    _write_text_that_is_none(run.parent / "bad")
+    with pytest.raises(cox.CorruptError, match=r"out/bad/\.tables/t\.text: .* 'note' "):
+        Store(run.parent, "bad", mode="r")["t"].frame()
+    with pytest.raises(cox.CorruptError, match=r"out/bad: .* column 'note' is not UTF"):
+        CollectionReader(run.parent).df("t")
+
+
 def test_a_run_that_is_gone_is_said_to_be_gone(run):
     with Store(run.parent, "run", mode="r") as store:
         table = store["t"]
@@ -4999,6 +5010,19 @@ def test_tags_that_start_with_a_slash_stay_inside(tmp_path):
         writer.add_scalars("/main", {"/sub": 1})
     (value,) = read_values(tmp_path / "run/main/sub")
     assert value.tag == "/main"
+
+
+def test_events_stay_where_the_writer_was_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    writer = cox.EventWriter("logs")
+    monkeypatch.chdir("elsewhere")
+    writer.add_scalar("x", 1.0)
+    writer.add_scalars("pair", {"y": 2.0})
+    writer.add_embedding(np.zeros((2, 2)))
+    assert not os.listdir()
+    assert {*values_by_tag(tmp_path / "logs")} == {(".", "x"), ("pair/y", "pair")}
+    assert (tmp_path / "logs" / "projector_config.pbtxt").exists()
 
 
 def test_no_tag_leads_out_of_the_logdir(tmp_path):
