@@ -1001,7 +1001,7 @@ class _Rows(NamedTuple):
 
 _CRC32: Final = 0xEDB88320  # polynomials, reflected
 _CRC32C: Final = 0x82F63B78
-_CRC_BATCH: Final = 4096  # records whose checks are computed together
+_CRC_BATCH: Final = 8192  # records whose checks are computed together
 # of longer records, or of fewer, a loop over zlib.crc32 is the faster one
 _CRC_LOOKUP_SIZE: Final = 112
 _CRC_LOOKUP_MIN: Final = 256
@@ -1036,10 +1036,10 @@ def _crc_records(records: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
     lookup = _make_crc_lookup(size, _CRC32)
     crcs = np.full(len(records), zlib.crc32(bytes(size)), np.uint32)
     for first in range(0, len(records), _CRC_BATCH):
-        part = crcs[first : first + _CRC_BATCH]
-        for position, values in enumerate(data[first : first + _CRC_BATCH].T.copy()):
-            if values.any():  # zeros add nothing, and small integers have many
-                part ^= lookup[position].take(values)
+        block, part = (x[first : first + _CRC_BATCH] for x in (data, crcs))
+        # zeros add nothing, and small integers have many
+        for position in np.flatnonzero(np.bitwise_or.reduce(block, axis=0)):
+            part ^= lookup[position].take(block[:, position])
     return crcs
 
 
