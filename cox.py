@@ -4802,10 +4802,9 @@ def _read_each(
 
 
 def _read_quickly(path: str, size: int) -> bytes:
-    """Read the first bytes of a file; an error where reading it could block."""
-    fd = os.open(path, os.O_RDONLY | _O_SAFE)
+    """Read the first bytes of a file, or of what else is there, if there are any."""
+    fd = os.open(path, os.O_RDONLY | _O_SAFE)  # so reading does not block
     try:
-        os.lseek(fd, 0, os.SEEK_SET)  # a fifo, a socket or a terminal has no places
         return os.read(fd, size)
     finally:
         os.close(fd)
