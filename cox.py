@@ -6028,7 +6028,7 @@ def _tail(argv: list[str]) -> int:
     if not counts:
         raise CoxError(f"{run_dir} has no table yet")
     table = options.table or max(counts, key=counts.__getitem__)
-    seen, start = max(0, _read_ends(run_dir, table)[0] - options.rows), 0
+    seen, start = max(0, _read_ends(run_dir, table)[0] - abs(options.rows)), 0
     while True:
         new = (count := _read_ends(run_dir, table)[0]) - seen
         if new < 0:  # it was begun afresh

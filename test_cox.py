@@ -8036,6 +8036,7 @@ def test_tail_shows_the_last_rows_and_follows(store, cli, monkeypatch):
     log_more(15)
     head = "     epoch        loss"
     assert cli("tail", store.path).splitlines() == [head, *rows[5:15]]
+    assert cli("tail", store.path, "-n", "-3").splitlines() == [head, *rows[12:15]]
     args = "tail", "r", "-d", pathlib.Path(store.path).parent, "-n", "1"
     assert cli(*args, "-t", "test").splitlines() == ["      loss", "         3"]
     read_ends = cox._read_ends
