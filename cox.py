@@ -19,26 +19,26 @@ No server, no account: a run is a directory, a table is an append-only file.
 What a run leaves on disk:
 
     out/<exp_id>/store.h5               a copy for pandas, made by close() and at exit
-                 save/                  yours
+                 save/                  for files of your own
                  tensorboard/           event files
                  .tables/<table>.rows   the table: a header line, fixed-size records
-                 .tables/<table>.text   the text of its rows, where it has text columns
+                 .tables/<table>.text   the text of its rows, if it has text columns
                  .tables/lock           held by the one process that writes
-                 .tables/state.json     how many rows are safe from a dying machine
+                 .tables/state.json     how many rows were synced to disk
                  .tables/history.jsonl  what ran, when, and how it ended
-                 .tables/<n>.patch      what its n-th attempt had not committed to git
+                 .tables/<n>.patch      the uncommitted changes (git) of attempt n
                  .table_objects/        one file per PICKLE or PYTORCH_STATE value
 
-What holds:
+Guarantees:
 
 - A row is in the file when ``flush_row`` returns: a process that is killed, or meets
   a full disk, loses at most the row it was writing.
-- After ``checkpoint()`` or ``close()`` a dying machine takes nothing back.
-- What is read is what was logged, or an error; a check covers every byte of a table.
+- After ``checkpoint()`` or ``close()``, a machine that dies loses no earlier row.
+- Reading returns what was logged, or raises: checksums cover every byte of a table.
 - Any number of processes may read a run while one writes it.
-- Listing, reading, collecting and viewing a stranger's run runs none of its code and
-  touches nothing outside it. Only decoding OBJECT, PICKLE and PYTORCH_STATE does,
-  as ``reader.df`` does unless ``keep_serialized`` names the column.
+- Listing, reading, collecting and viewing someone else's run executes none of its code
+  and touches nothing outside the run. The exception is decoding OBJECT, PICKLE and
+  PYTORCH_STATE columns, as ``reader.df`` does unless ``keep_serialized`` names them.
 
 Sections, each building on those above it: errors, on-disk format, utilities, files,
 values and schema, row files, HDF5, history, run directory, Table, TensorBoard
@@ -132,19 +132,19 @@ _log = logging.getLogger("cox")
 ###############################################################################
 # Errors
 ###############################################################################
-# A message says what happened, where, and what to do. Every leaf is also the
-# builtin that a caller would expect, and survives a process pool.
+# A message says what happened, where, and what to do. Every leaf class also derives
+# from the builtin exception that fits, and can be pickled, as a process pool requires.
 
 
 def _printable(value: object, limit: int = 200) -> str:
-    """Return ``str(value)``, bounded, for a terminal: names come from strangers."""
+    """Return ``str(value)``, cut, without control characters that runs may hold."""
     text = str(value)
     text = text if len(text) <= limit else f"{text[: limit - 3]}..."
     return "".join(c if c.isprintable() else " " if c == "\n" else "?" for c in text)
 
 
 def _shorten(names: Collection[str], limit: int = 20) -> str:
-    """Return names joined by commas, a long list cut; "none" if there are none."""
+    """Return names joined by commas; a long list is cut, and an empty one is "none"."""
     shown = ", ".join(itertools.islice(names, limit))[:2000] or "none"
     return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
@@ -161,16 +161,16 @@ _log.addFilter(_make_printable)
 
 
 class CoxError(Exception):
-    """Base of every error that cox raises; its text is fit for a terminal."""
+    """Base of every error that cox raises; its text is safe to print to a terminal."""
 
     def __str__(self) -> str:
-        # of a message alone KeyError, a base of one of these, would show the repr
+        # KeyError, a base of NotFoundError, would show the repr of a single argument
         text = self.args[0] if len(self.args) == 1 else super().__str__()
         return _printable(text, _MESSAGE_MAX)
 
 
 class SchemaError(CoxError, ValueError):
-    """A schema, a column or a value does not fit; nothing was changed."""
+    """A schema, column or value is not acceptable; nothing was changed."""
 
 
 class NotFoundError(CoxError, KeyError, FileNotFoundError):
@@ -178,25 +178,25 @@ class NotFoundError(CoxError, KeyError, FileNotFoundError):
 
 
 class StoreExistsError(CoxError, ValueError):
-    """``new=True`` met a run that exists."""
+    """``new=True`` was given for a run that already exists."""
 
 
 class WriteRefusedError(CoxError, RuntimeError):
-    """This Store may not write: read-only, closed, forked, or not the one writer."""
+    """This Store may not write: it is read-only, closed or forked, or another does."""
 
 
 class _NoWriterError(WriteRefusedError, AttributeError):
-    """A Store in mode r has no event writer, and ``hasattr`` says so."""
+    """A Store in mode "r" has no event writer; ``hasattr`` then returns False."""
 
 
 class CorruptError(CoxError, ValueError):
-    """A file of a run is damaged as no crash leaves it, none of ours, or too new.
+    """A file of a run is damaged (not just by a crash), not cox's, or too new.
 
     Attributes:
-        message: What is wrong with it.
-        path: The file; "" where it is not known.
+        message: What is wrong with the file.
+        path: The file, or "" if it is not known.
         offset: Byte at which the damage starts, or None.
-        nrows: Rows of a table that are good before it, or None.
+        nrows: Number of good rows of the table before the damage, or None.
     """
 
     def __init__(
@@ -206,7 +206,7 @@ class CorruptError(CoxError, ValueError):
         offset: int | None = None,
         nrows: int | None = None,
     ) -> None:
-        super().__init__(message, path, offset, nrows)  # all, so that it pickles
+        super().__init__(message, path, offset, nrows)  # pickling needs all of them
         self.message, self.path, self.offset, self.nrows = self.args
 
     def __str__(self) -> str:
@@ -215,31 +215,31 @@ class CorruptError(CoxError, ValueError):
 
 
 class StorageError(CoxError, OSError):
-    """The disk refused (it is full, say); what was there before still is."""
+    """The disk refused (it is full, say); what was on it before is unchanged."""
 
 
 ###############################################################################
 # On-disk format
 ###############################################################################
-# `.rows` starts with one line of ASCII JSON, the header:
+# `.rows` starts with the header, one line of ASCII JSON:
 #     {"cox": 2, "columns": {"epoch": "int", "note": "str"}, "check": 3786452513}
-# whose check is the crc32 of what stands before `, "check"`. Packed little-endian
-# records of one size follow, each of these fields:
+# Its "check" is the crc32 of the bytes before `, "check"`. The rest of the file are
+# packed little-endian records, all of the same size, with these fields:
 #     i64  row number, from 1
-#     per column: f64 for float, i64 for int, 1 byte for bool, the numpy type named
-#          for the others; for text (str, OBJECT, PICKLE, PYTORCH_STATE) an i64, the
-#          length of the value's bytes
-#     i64  where the row's text starts in `.text` (only in tables with text)
-#     i64  check: crc32 of the fields above and, after them, of the row's text
-# `.text` holds the text of the rows, one after another: UTF-8 (lone surrogates as
-# they are) of a str, base64 of an OBJECT's pickle, the name of a file in
-# .table_objects/ for PICKLE and PYTORCH_STATE. Such a name is a UUID of version 8, of
-# which the first six and the last two bytes are a digest (blake2b) of the content;
-# those of version 4 are the original's and prove nothing.
-# Table names are percent-encoded to file names. A header holds nothing of its run,
+#     per column: f64 for float, i64 for int, 1 byte for bool, the numpy type of that
+#          name for the others; for text (str, OBJECT, PICKLE, PYTORCH_STATE) an i64,
+#          the length of the value in bytes
+#     i64  where the row's text starts in `.text` (only in tables with text columns)
+#     i64  checksum: crc32 of the fields above, continued over the row's text
+# `.text` holds the text of all rows, one after another: for a str its UTF-8 (lone
+# surrogates are encoded too), for an OBJECT the base64 of its pickle, for PICKLE and
+# PYTORCH_STATE the name of a file in .table_objects/. That name is a version 8 UUID
+# whose first six and last two bytes are a digest (blake2b) of the file's content;
+# version 4 UUIDs come from the original cox and hold no digest.
+# File names are percent-encoded table names. Headers hold nothing specific to a run,
 # so equal schemas have equal header bytes.
-# `.tables/state.json` is one line like a header: how many rows of each table were
-# synced ("rows"), and digests of the store.h5 that are cox's own ("stores").
+# `.tables/state.json` is one line in the form of a header: the number of synced rows
+# per table ("rows"), and digests of the store.h5 files that cox wrote ("stores").
 
 _FORMAT_VERSION: Final = 2
 _STORE_NAME: Final = "store.h5"
@@ -252,45 +252,45 @@ _STATE_NAME: Final = "state.json"
 _ROWS_SUFFIX: Final = ".rows"
 _TEXT_SUFFIX: Final = ".text"
 _SUFFIXES: Final = (_ROWS_SUFFIX, _TEXT_SUFFIX)
-_NEW_SUFFIX: Final = ".new"  # a file or directory that is not whole yet
-_TABLE_NAME_MAX: Final = 225  # bytes, percent-encoded: 255 less a suffix with a date
+_NEW_SUFFIX: Final = ".new"  # a file or directory that is not complete yet
+_TABLE_NAME_MAX: Final = 225  # bytes, percent-encoded: 255 less a dated suffix
 
 OBJECT: Final = "__object__"
-"""Column of Python objects, pickled into the table itself: for small ones."""
+"""Column type: small Python objects, pickled into the table itself."""
 PICKLE: Final = "__pickle__"
-"""Column of Python objects, each pickled to a file of its own."""
+"""Column type: Python objects, each pickled to a file of its own."""
 PYTORCH_STATE: Final = "__pytorch_state__"
-"""Column of what ``torch.save`` takes, each in a file of its own."""
+"""Column type: what ``torch.save`` accepts, each value in a file of its own."""
 
 _HEADER_MAX: Final = 1 << 20  # bytes of a header line
 _STATE_MAX: Final = 1 << 26  # bytes of state.json
-_PREFIX_SIZE: Final = 1 << 16  # bytes of the first read of `.rows`: most have fewer
-_BLOCK_SIZE: Final = 3 << 17  # bytes of records looked at together
-_CAPACITY_MAX: Final = 1 << 22  # rows that memory is taken for before they are seen
-_TORN_MAX: Final = 1 << 30  # bytes of a torn end that are kept aside
-_HOLE_MIN: Final = 1 << 26  # bytes of text among which a hole is looked for
-_WRITERS_MAX: Final = 64  # tables of a run that are open to be written
+_PREFIX_SIZE: Final = 1 << 16  # bytes of `.rows` in the first read: often all of it
+_BLOCK_SIZE: Final = 3 << 17  # bytes of records that are read and checked at a time
+_CAPACITY_MAX: Final = 1 << 22  # rows to allocate memory for before reading them
+_TORN_MAX: Final = 1 << 30  # bytes; a longer torn end is an error, not copied aside
+_HOLE_MIN: Final = 1 << 26  # bytes; a longer text is searched for holes when read
+_WRITERS_MAX: Final = 64  # tables of a run that are open for writing at a time
 
 _O_BINARY: Final[int] = getattr(os, "O_BINARY", 0)  # Windows would translate newlines
 _O_SAFE: Final[int] = (
     _O_BINARY
     | getattr(os, "O_NOFOLLOW", 0)  # a link may lead out of the run
-    | getattr(os, "O_NONBLOCK", 0)  # a fifo would block for ever
+    | getattr(os, "O_NONBLOCK", 0)  # a fifo would block forever
 )
 _O_READ_APPEND: Final = os.O_RDWR | os.O_APPEND
 _NO_REGULAR_FILE_ERRNOS: Final = (errno.ELOOP, errno.ENXIO, errno.EISDIR)
-# what a file system without locks says to flock
+# errors of flock on file systems without locks
 _NO_LOCK_ERRNOS: Final = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
-# pandas reads and writes an HDF5 file as bytes in memory: no lock of HDF5 is
-# taken, and a disk that is full shows when we write the bytes, not in silence.
+# HDF5 files are read and written as bytes in memory: this avoids HDF5's own lock, and
+# a full disk raises when we write the bytes, where HDF5 may fail without an error.
 _HDF5_FILTERS: Final = tables.Filters(complevel=1, complib="zlib")
 _HDF5_OPTIONS: Final[Mapping[str, Any]] = {
     "driver": "H5FD_CORE",
     "driver_core_backing_store": 0,
     "driver_core_increment": 1 << 14,
 }
-_HDF5_ATTRIBUTE_MAX: Final = 60_000  # bytes; HDF5 holds 64 KB per attribute
+_HDF5_ATTRIBUTE_MAX: Final = 60_000  # bytes; HDF5 allows 64 KB per attribute
 _HDF5_TEXT_MAX: Final = 256 << 20  # bytes of a frame's text, padded to its widest
 
 
@@ -300,9 +300,9 @@ _HDF5_TEXT_MAX: Final = 256 << 20  # bytes of a frame's text, padded to its wide
 
 
 class Parameters:
-    """Attribute access to a dictionary, ignoring case; a missing name is None.
+    """Attribute access to a dictionary, ignoring case; a missing name gives None.
 
-    The dictionary itself is ``params``, where a new attribute goes in lower case.
+    The dictionary itself is ``params``. New attributes are stored in lower case.
 
     Example:
         >>> Parameters({"a": 1, "b": 3}).A
@@ -321,7 +321,7 @@ class Parameters:
         return next((key for key in self.params if key.lower() == name), name)
 
     def __getattr__(self, name: str) -> Any:
-        # copy and pickle look for dunders, and before params is there
+        # copy and pickle look up dunders before params is set
         if name == "params" or (name.startswith("__") and name.endswith("__")):
             raise AttributeError(name)
         return self.params.get(self._key(name))
@@ -338,7 +338,7 @@ class Parameters:
     def __len__(self) -> int:
         return len(self.params)
 
-    def __getstate__(self) -> dict[str, Any]:  # as in pickles of the original
+    def __getstate__(self) -> dict[str, Any]:  # the state that the original pickles
         return self.params
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -348,12 +348,12 @@ class Parameters:
         return json.dumps(self.params, indent=2, default=repr)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the dictionary itself, names as they were given."""
+        """Return the dictionary itself, with the names as given."""
         return self.params
 
 
 def _as_row(data: Any) -> Mapping[str, Any]:
-    """Return a row as a mapping, whatever users hold it in."""
+    """Return a row, in any of the forms that users may pass, as a mapping."""
     if isinstance(data, (dict, Mapping)):
         return data
     if isinstance(data, Parameters):
@@ -365,19 +365,19 @@ def _as_row(data: Any) -> Mapping[str, Any]:
     if dataclasses.is_dataclass(data) and not isinstance(data, type):
         return {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
     raise SchemaError(
-        "a row is a dict (or Parameters, Namespace, dataclass, Series), column to "
+        "a row is a dict (or Parameters, Namespace, dataclass, Series) of column to "
         f"value; got {data!r:.80}"
     )
 
 
 def override_json(args: Any, json_path: str, check_consistency: bool = False) -> Any:
-    """Return a copy of ``args`` whose missing or None values are a JSON file's.
+    """Return a copy of ``args`` with missing and None values taken from a JSON file.
 
     Args:
         args: An object with the arguments as attributes (``argparse.Namespace``,
             :class:`Parameters`, ...). It is not changed.
         json_path: File with one JSON object, argument name to value.
-        check_consistency: Insist on the same names in both, but for config_path.
+        check_consistency: Require the same names in both, except for config_path.
 
     Raises:
         ValueError: The file holds no JSON object, or the names differ.
@@ -401,7 +401,7 @@ def override_json(args: Any, json_path: str, check_consistency: bool = False) ->
 
 
 def consistent(old: Any, new: Any) -> Any:
-    """Return ``new`` after making sure that ``old`` is None or equal to it.
+    """Return ``new``; raise unless ``old`` is None or equal to it.
 
     Raises:
         AssertionError: They differ.
@@ -412,7 +412,7 @@ def consistent(old: Any, new: Any) -> Any:
 
 
 def has_tensorboard(dirname: str) -> bool:
-    """Return whether ``dirname`` has a directory named tensorboard in it."""
+    """Return whether ``dirname`` contains a directory named tensorboard."""
     return os.path.isdir(os.path.join(dirname, _TENSORBOARD_DIR))
 
 
@@ -434,16 +434,16 @@ def obj_to_string(obj: Any) -> str:
 
 
 def string_to_obj(s: Any) -> Any:
-    """Return the object in a string of :func:`obj_to_string`; for "" None.
+    """Return the object in a string made by :func:`obj_to_string`; None for "".
 
-    Anything else comes back as it is, so decoding twice does no harm. This unpickles,
-    so it may run code: use it on strings you trust.
+    Anything else is returned unchanged, so decoding twice does no harm. Unpickling may
+    run code: use this only on strings that you trust.
     """
     if not isinstance(s, str):
         return s
     data = b""
     if s.startswith("gA"):  # base64 of the first byte of a pickle
-        with contextlib.suppress(ValueError):  # text that only begins like one
+        with contextlib.suppress(ValueError):  # other text that starts the same way
             data = base64.b64decode(s)
     return pickle.loads(data) if data.endswith(b".") else s or None
 
@@ -451,13 +451,12 @@ def string_to_obj(s: Any) -> Any:
 ###############################################################################
 # Files
 ###############################################################################
-# Everything that names, opens, makes, replaces or syncs a file of a run. What
-# holds here:
-# - A run may come from a stranger: only regular files are opened, no link is
-#   followed and nothing blocks.
-# - What is not only appended to is made whole under another name, then moved.
-# - A descriptor is forgotten before it is closed. A close that fails has closed it
-#   all the same, and the next file that is opened may get its number.
+# Everything that names, opens, creates, replaces or syncs a file of a run. Invariants:
+# - A run may come from a stranger: only regular files are opened, links are not
+#   followed, and no call blocks.
+# - A file that is not append-only is written under another name, then renamed.
+# - A stored descriptor is reset before it is closed: a close that fails has freed the
+#   number all the same, and the next file opened may get it.
 
 
 def _table_stem(name: str) -> str:
@@ -471,16 +470,16 @@ def _table_path(run_dir: str, name: str) -> str:
 
 
 def _dated_path(path: str) -> str:
-    """Return a path beside ``path``, not taken, that says when and of what."""
+    """Return an unused path: ``path`` with the date and time appended."""
     stamp = f"{path}.{time.strftime('%Y%m%d-%H%M%S')}"
     candidates = itertools.chain([stamp], (f"{stamp}-{n}" for n in itertools.count(2)))
     return next(path for path in candidates if not os.path.lexists(path))
 
 
 def _open_above_2(path: str, flags: int) -> int:
-    """Open a file, but not in the place of a closed stdout or stderr.
+    """Open a file, but never as descriptor 0, 1 or 2, even if one of these is free.
 
-    What C code prints, torch's warnings say, would be written into it.
+    Output of C code (torch's warnings, say) would be written into it.
     """
     fd = os.open(path, flags, 0o666)
     if fd <= 2 and fcntl is not None:
@@ -490,10 +489,10 @@ def _open_above_2(path: str, flags: int) -> int:
 
 
 def _open_file(path: str, flags: int = os.O_RDONLY) -> int:
-    """Open a file of a run; only a regular file, and no link, is one.
+    """Open a file of a run, which must be a regular file and not a link.
 
     Raises:
-        FileNotFoundError: There is none.
+        FileNotFoundError: There is no such file.
         CorruptError: It is something else, which may lead out of the run, or block.
         StorageError: It cannot be opened: no permission, too many open files.
     """
@@ -508,11 +507,11 @@ def _open_file(path: str, flags: int = os.O_RDONLY) -> int:
         if stat.S_ISREG(os.fstat(fd).st_mode):
             return fd
         os.close(fd)
-    raise CorruptError("it is no regular file, and is not opened", path)
+    raise CorruptError("it is no regular file, so it was not opened", path)
 
 
 def _read_file(path: str, size_max: int = -1) -> bytes:
-    """Read a file of a run, or its first bytes."""
+    """Read a file of a run, or its first ``size_max`` bytes."""
     with _as_storage_error(path), open(_open_file(path), "rb", buffering=0) as file:
         return file.read(size_max)
 
@@ -523,9 +522,9 @@ def _storage_error(err: OSError, what: str, path: str) -> StorageError:
 
 @contextlib.contextmanager
 def _as_storage_error(path: str, what: str = "") -> Iterator[None]:
-    """Let errors of the system say what could not be done, and with which file.
+    """Raise an OSError as a StorageError that says what failed, and on which file.
 
-    By default it is reading, where a file that is missing is another matter.
+    By default that is reading, and the error about a missing file passes unchanged.
     """
     passed = () if what else (FileNotFoundError, NotADirectoryError)
     try:
@@ -537,13 +536,13 @@ def _as_storage_error(path: str, what: str = "") -> Iterator[None]:
 
 
 def _refuse_link(directory: str) -> None:
-    """Make sure that files in a directory of a run are within the run."""
+    """Raise if a directory of a run is a link: its files would be outside the run."""
     if os.path.islink(directory):
-        raise CorruptError("it is a link, and is not followed", directory)
+        raise CorruptError("it is a link, and cox follows none in a run", directory)
 
 
 def _read_at(fd: int, size: int, offset: int) -> bytes:
-    """Read ``size`` bytes, or those that there are; one call gives 2 GB at most."""
+    """Read ``size`` bytes, or up to the end; one ``os.read`` returns 2 GB at most."""
     os.lseek(fd, offset, os.SEEK_SET)  # Windows has no pread
     data = os.read(fd, size)
     while 0 < len(data) < size and (more := os.read(fd, size - len(data))):
@@ -552,7 +551,7 @@ def _read_at(fd: int, size: int, offset: int) -> bytes:
 
 
 def _write_all(fd: int, data: bytes) -> None:
-    """Write with one ``os.write``, or go on after a short one until it fails."""
+    """Write with one ``os.write``; after a short write go on until all is written."""
     while data:
         count = os.write(fd, data)
         if not count:
@@ -561,36 +560,36 @@ def _write_all(fd: int, data: bytes) -> None:
 
 
 def _close_all(*fds: int) -> None:
-    """Close descriptors, -1 being none; raise an error once all are closed.
+    """Close descriptors, ignoring -1; raise the error of any once all are closed.
 
-    On network file systems that may be the first word of a full disk.
+    On a network file system, closing may be the first call that reports a full disk.
     """
     with contextlib.ExitStack() as stack:
-        for fd in reversed(fds):  # what is pushed last is closed first
+        for fd in reversed(fds):  # a stack: the last one pushed is closed first
             if fd >= 0:
                 stack.callback(os.close, fd)
 
 
 def _sync(path: str) -> None:
-    """Wait until a file, or the names in a directory, are on the disk."""
+    """Sync a file, or the names in a directory, to disk."""
     try:
         fd = os.open(path, os.O_RDONLY | _O_SAFE)
     except OSError as err:
-        # nothing of ours is behind it; or EACCES: Windows opens no directory
+        # not a file that cox wrote; or a directory on Windows (EACCES)
         if err.errno in (*_NO_REGULAR_FILE_ERRNOS, errno.EACCES):
             return
         raise
     try:
         os.fsync(fd)
     except OSError as err:
-        if err.errno != errno.EINVAL:  # directories, on some file systems
+        if err.errno != errno.EINVAL:  # some file systems cannot sync directories
             raise
     finally:
         os.close(fd)
 
 
 def _sync_all(paths: Collection[str]) -> None:
-    """Sync files that may be gone, many at a time: the disk serves them together."""
+    """Sync files, unless they are gone; many at a time, which is faster."""
 
     def sync(path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -599,23 +598,23 @@ def _sync_all(paths: Collection[str]) -> None:
     try:
         with ThreadPoolExecutor(16) as pool:
             list(pool.map(sync, paths))
-    except RuntimeError:  # no thread can be started when the interpreter exits
+    except RuntimeError:  # no threads can be started while the interpreter exits
         for path in paths:
             sync(path)
 
 
 def _write_file(path: str, data: bytes, new_dir: str = "", sync: bool = True) -> None:
-    """Make or replace a file in one step.
+    """Create or replace a file atomically.
 
-    It is written under another name, in ``new_dir`` or beside (1), synced (2), moved
-    to its place (3), and the move synced (4). A crash leaves the old file before 3,
-    the new one after.
+    A temporary file, in ``new_dir`` or beside ``path``, is written (1), synced (2) and
+    renamed to ``path`` (3), and the directory is synced (4). A crash before step 3
+    leaves the old file, a crash after it the new one.
     """
     directory, name = os.path.split(path)
     new_path = os.path.join(new_dir or directory, name + _NEW_SUFFIX)
     try:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(new_path)  # of a writer that died; or a link out of the run
+            os.unlink(new_path)  # left by a writer that died, or a planted link
         fd = _open_above_2(new_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _O_SAFE)
         try:
             _write_all(fd, data)
@@ -633,7 +632,7 @@ def _write_file(path: str, data: bytes, new_dir: str = "", sync: bool = True) ->
 
 
 def _remove(path: str) -> None:
-    """Remove a file, a directory with all in it, or a link, but nothing behind one."""
+    """Remove a file, a directory tree, or a link but not its target."""
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISDIR(os.lstat(path).st_mode):
             shutil.rmtree(path, ignore_errors=True)
@@ -648,7 +647,7 @@ def _is_real_dir(path: str) -> bool:
 def _require_real_dir(path: str) -> None:
     if not _is_real_dir(path):
         raise WriteRefusedError(
-            f"{path} is a link, or no directory; nothing is written there"
+            f"{path} is a link, or no directory, so cox writes nothing there"
         )
 
 
@@ -665,23 +664,23 @@ def _encode_line(fields: Mapping[str, Any]) -> bytes:
     return b'%b, "check": %d}\n' % (checked, zlib.crc32(checked))
 
 
-# what a line raises that is not what it should be, when it is parsed or used
+# raised when a malformed line is parsed, or its fields are used
 _BAD_LINE: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 def _decode_line(line: bytes) -> Any:
-    """Parse a line of :func:`_encode_line`; a stranger may have put any JSON there."""
+    """Parse a line of :func:`_encode_line`; in a stranger's run it may be any JSON."""
     checked, _, check = line.rpartition(b', "check": ')
     if check != b"%d}\n" % zlib.crc32(checked):
-        raise ValueError("its check does not hold")
+        raise ValueError("its checksum is wrong")
     return json.loads(checked + b"}")
 
 
 class _State(NamedTuple):
-    """What `.tables/state.json` says; see On-disk format."""
+    """Content of `.tables/state.json`; see On-disk format."""
 
-    rows: dict[str, int]  # by file name without suffix
-    stores: Sequence[str]  # digests of the store.h5 that cox wrote
+    rows: dict[str, int]  # number of synced rows, by file name without suffix
+    stores: Sequence[str]  # digests of the store.h5 files that cox wrote
 
     def nrows(self, table_path: str) -> int:
         """Return how many rows of a table were synced."""
@@ -689,7 +688,7 @@ class _State(NamedTuple):
 
 
 def _read_state(tables_dir: str) -> _State:
-    """Read a run's state; what is damaged or missing says nothing."""
+    """Read a run's state; a missing or damaged file counts as empty."""
     with contextlib.suppress(FileNotFoundError, *_BAD_LINE):
         line = _read_file(os.path.join(tables_dir, _STATE_NAME), _STATE_MAX)
         fields = _decode_line(line)
