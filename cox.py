@@ -704,9 +704,9 @@ def _write_state(tables_dir: str, state: _State) -> None:
 ###############################################################################
 # Values and schema
 ###############################################################################
-# A value is converted when it is staged, so the call that brought a bad one gets
-# the error. Nothing is lost but digits of a float: 3.0 may go into an int column,
-# 3.7 may not. To add a kind of column, add its functions and a line to _KINDS.
+# A value is converted when it is staged, so the call that passes a bad one raises. A
+# conversion loses nothing but digits of a float: an int column takes 3.0, but not 3.7.
+# To add a kind of column, write its functions and add a line to _KINDS.
 
 
 def _number(value: Any) -> Any:
@@ -714,22 +714,22 @@ def _number(value: Any) -> Any:
     shape = getattr(value, "shape", None)
     is_single = isinstance(shape, tuple) and math.prod(shape) == 1
     if is_single and isinstance(value, np.ma.MaskedArray) and value.mask.all():
-        return None  # item() would be what the mask hides
+        return None  # item() would return the value that the mask hides
     return value.item() if is_single else value
 
 
 def _to_float(value: Any, code: str = "<d") -> float:
-    if type(value) in (float, int) and code == "<d":  # on the way of every row
+    if type(value) in (float, int) and code == "<d":  # most values: for speed
         return float(value)
     value = _number(value)
     if value is None:
-        raise TypeError("it is not a number (float('nan') is, for a missing one)")
-    if isinstance(value, np.complexfloating):  # its real part would be left
+        raise TypeError("it is not a number (use float('nan') for a missing one)")
+    if isinstance(value, np.complexfloating):  # float() would take its real part
         raise TypeError("it is not a real number")
     number = float(value)
     if isinstance(value, str) and math.isinf(number) and "inf" not in value.lower():
         raise OverflowError("it is too large for a float")
-    struct.pack(code, number)  # raises if only an infinity would be left of it
+    struct.pack(code, number)  # raises if a finite number would become an infinity
     return number
 
 
@@ -757,7 +757,7 @@ def _to_pytorch_state(value: Any) -> bytes:
     import torch
 
     if callable(state_dict := getattr(value, "state_dict", None)):
-        value = state_dict()  # of a module, an optimizer, ...
+        value = state_dict()  # a module, an optimizer, ...
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
@@ -768,18 +768,18 @@ def _object_digest(data: bytes) -> bytes:
 
 
 def _new_uid(data: bytes) -> str:
-    """Return a name for an object's file that is new, and proves the content."""
+    """Return a new name for an object's file, with a digest of its content."""
     digest, salt = _object_digest(data), bytearray(os.urandom(8))
-    salt[0] = salt[0] & 0x0F | 0x80  # version 8 of RFC 9562: bits of our own
+    salt[0] = salt[0] & 0x0F | 0x80  # UUID version 8 (RFC 9562): custom content
     salt[2] = salt[2] & 0x3F | 0x80
     return str(uuid.UUID(bytes=digest[:6] + salt + digest[6:]))
 
 
 def _read_object(uid: str, objects_dir: str) -> bytes:
-    """Read the file of a PICKLE or PYTORCH_STATE value, which is within the run."""
+    """Read the file of a PICKLE or PYTORCH_STATE value; refuse one outside the run."""
     if str(uid) in ("", ".", "..", "nan") or {"/", "\\", ":", "\0"} & set(str(uid)):
         raise CorruptError(
-            f"{uid!r:.200} names no file of {objects_dir}; it is not opened"
+            f"{uid!r:.200} names no file of {objects_dir}, so it was not opened"
         )
     path = os.path.join(objects_dir, uid)
     _refuse_link(objects_dir)
@@ -790,11 +790,11 @@ def _read_object(uid: str, objects_dir: str) -> bytes:
         raise NotFoundError(what) from None
     try:
         name = uuid.UUID(uid)
-    except ValueError:  # of the user's own making
+    except ValueError:  # a file that the user named
         return data
-    proof = name.bytes[:6] + name.bytes[-2:]
-    if name.version == 8 and proof != _object_digest(data):
-        raise CorruptError("its content is not what its name proves", path)
+    digest = name.bytes[:6] + name.bytes[-2:]
+    if name.version == 8 and digest != _object_digest(data):
+        raise CorruptError("its content does not match the digest in its name", path)
     return data
 
 
@@ -806,24 +806,24 @@ def _load_pytorch_state(uid: str, objects_dir: str, **kwargs: Any) -> Any:
     data = _read_object(uid, objects_dir)
     import torch
 
-    # as trusting as a PICKLE: what was saved may hold more than tensors
+    # trusted like a PICKLE, as what was saved may hold more than tensors
     return torch.load(io.BytesIO(data), **{"weights_only": False, **kwargs})
 
 
 class _Kind(NamedTuple):
-    """What a column may hold, under the name that headers have for it."""
+    """What a kind of column holds; _KINDS has the kinds by their names in headers."""
 
-    type: Any  # in a schema
-    convert: Callable[[Any], Any]  # value to what is stored: a number, or bytes of text
+    type: Any  # as given in a schema
+    convert: Callable[[Any], Any]  # value to the number, or bytes of text, to store
     code: str = ""  # struct format of the number; "" for text
-    load: Callable[[str, str], Any] | None = None  # text, objects_dir to the object
-    is_file: bool = False  # the bytes go to a file in objects_dir, its name is the text
+    load: Callable[[str, str], Any] | None = None  # (text, objects_dir) to the object
+    is_file: bool = False  # the bytes go to a file in objects_dir, the text names it
     show: Callable[[Any], Any] = lambda value: value  # number or text to a plain value
 
 
 def _numpy_kind(code: str) -> _Kind:
     dtype = np.dtype(code)
-    if dtype.kind == "f":  # a float32 is 0.1, not 0.10000000149
+    if dtype.kind == "f":  # show a float32 as 0.1, not 0.10000000149
         to_float = functools.partial(_to_float, code=f"<{code}")
         return _Kind(
             dtype.type, to_float, code, show=lambda x: float(str(dtype.type(x)))
@@ -848,31 +848,31 @@ _KINDS: Final[Mapping[str, _Kind]] = {
     PYTORCH_STATE: _Kind(
         PYTORCH_STATE,
         _to_pytorch_state,
-        # on a machine that may have no GPU
+        # the machine that reads may have no GPU
         load=functools.partial(_load_pytorch_state, map_location="cpu"),
         is_file=True,
     ),
     **{np.dtype(code).name: _numpy_kind(code) for code in "efdbhiqBHIQ"},
 }
-_KIND_NAMES: Final[Mapping[Any, str]] = {  # of the types in a schema
-    # C's types that have another name here, as np.longlong; and np.bool_ is bool
+_KIND_NAMES: Final[Mapping[Any, str]] = {  # by the type in a schema
+    # adds np.bool_, and C types that are another type of the same size, as np.longlong
     **{t: np.dtype(t).name for t in np.ScalarType if np.dtype(t).name in _KINDS},
     **{kind.type: name for name, kind in _KINDS.items()},
 }
-_NEVER_PACKED: Final = frozenset(  # struct takes the real part, or NaN for a masked one
+_NEVER_PACKED: Final = frozenset(  # struct would store the real part, or NaN if masked
     {np.complex64, np.complex128, np.clongdouble, np.ma.MaskedArray, type(np.ma.masked)}
 )
 
 
 class _Schema:
-    """What a header line says: the columns of a table and the layout of a record."""
+    """A parsed header line: the columns of a table and the layout of its records."""
 
     def __init__(self, header: bytes, columns: dict[str, str]) -> None:
         self.kinds = kinds = [_KINDS[name] for name in columns.values()]
         self.header = header  # with its newline
-        self.columns = columns  # name: name of its kind
+        self.columns = columns  # name to the name of its kind
         self.types = {name: kind.type for name, kind in zip(columns, kinds)}
-        # column: its place and its converter
+        # name to position and converter
         self.slots = {n: (i, k.convert) for n, (i, k) in zip(columns, enumerate(kinds))}
         self.ncolumns = len(kinds)
         self.blank: list[Any] = [None] * len(kinds)  # a working row with nothing staged
@@ -880,30 +880,30 @@ class _Schema:
         self.file_fields = [i for i, kind in enumerate(kinds) if kind.is_file]
         codes = [kind.code or "q" for kind in kinds]
         text_start = ["q"] if self.text_fields else []
-        # all of a record but its check
+        # a record without its checksum
         self.struct = struct.Struct("<q" + "".join(codes + text_start))
-        # Takes a row's values in C, where struct and str() refuse just what cox does:
-        # not for bools, as struct takes anything for one.
+        # Fast path: gets the values of a row in C. Only for kinds where struct and
+        # str() refuse what cox refuses; not for bool, as struct takes anything for it.
         self.get_row: Callable[[Mapping[str, Any]], Sequence[Any]] | None = None
         if "?" not in codes and not any(kind.load for kind in kinds):
             get = operator.itemgetter(*columns)
             self.get_row = get if len(columns) > 1 else lambda row: (get(row),)
-        # columns by position: names of numpy fields are no place for "" or "a/b"
+        # named by position, as a column may be called "" or "check"
         fields = [(str(i), np.dtype(code).str) for i, code in enumerate(codes)]
         fields += [("start", "<i8")] if text_start else []
         self.dtype = np.dtype([("number", "<i8"), *fields, ("check", "<i8")])
         self.record_size = self.dtype.itemsize
 
     def offset(self, nrows: int) -> int:
-        """Return how many bytes of `.rows` so many rows take, with the header."""
+        """Return the size in bytes of a `.rows` with ``nrows`` rows."""
         return len(self.header) + nrows * self.record_size
 
 
 def _encode_header(schema: Mapping[str, Any]) -> bytes:
-    """Return the header line for a schema as users write it."""
+    """Return the header line for a schema as given by the user."""
     if not isinstance(schema, Mapping) or not schema:
         raise SchemaError(
-            f"a schema is a dict, column to type, not empty; got {schema!r}"
+            f"a schema is a non-empty dict of column to type; got {schema!r}"
         )
     columns = {}
     for name, column_type in schema.items():
@@ -911,7 +911,7 @@ def _encode_header(schema: Mapping[str, Any]) -> bytes:
             raise SchemaError(f"a column name must be a str, got {name!r}")
         try:
             columns[name] = _KIND_NAMES[column_type]
-        except (KeyError, TypeError):  # TypeError: it has no hash
+        except (KeyError, TypeError):  # TypeError: it is not hashable
             raise SchemaError(
                 f"column {name!r} has type {column_type!r}; use int, float, str, bool, "
                 "a numpy integer or float type up to 64 bits, OBJECT, PICKLE or "
@@ -922,7 +922,7 @@ def _encode_header(schema: Mapping[str, Any]) -> bytes:
 
 @functools.lru_cache(maxsize=1024)
 def _decode_header(header: bytes) -> _Schema:
-    """Parse a header line; to the error about a bad one the caller adds the path."""
+    """Parse a header line; the caller adds the path to an error about it."""
     version: Any = None
     with contextlib.suppress(*_BAD_LINE):
         fields = _decode_line(header)
@@ -941,15 +941,15 @@ def _decode_header(header: bytes) -> _Schema:
 
 
 def schema_from_dict(d: Any, alternative: str = OBJECT) -> dict[str, Any]:
-    """Return the schema that the values of an example row call for.
+    """Return a schema that fits the values of an example row.
 
     Args:
         d: Column name to example value, as for :meth:`Table.update_row`.
-        alternative: Kind for values that are no number, str or bool: ``OBJECT``,
+        alternative: Type for values that are not a number, str or bool: ``OBJECT``,
             ``PICKLE`` or ``PYTORCH_STATE``.
 
     Raises:
-        SchemaError: ``d`` is no row, or ``alternative`` is another kind.
+        SchemaError: ``d`` is not a row, or ``alternative`` is another type.
     """
     if alternative not in (OBJECT, PICKLE, PYTORCH_STATE):
         raise SchemaError(
@@ -959,7 +959,7 @@ def schema_from_dict(d: Any, alternative: str = OBJECT) -> dict[str, Any]:
     for name, value in _as_row(d).items():
         kind_name = _KIND_NAMES.get(type(value))
         if kind_name is None and getattr(value, "shape", None) == ():
-            with contextlib.suppress(AttributeError):  # of a dtype, which is no array
+            with contextlib.suppress(AttributeError):  # a dtype has a shape but no item
                 kind_name = _KIND_NAMES.get(type(value.item()))
         schema[name] = _KINDS[kind_name].type if kind_name else alternative
     return schema
@@ -968,47 +968,47 @@ def schema_from_dict(d: Any, alternative: str = OBJECT) -> dict[str, Any]:
 ###############################################################################
 # Row files
 ###############################################################################
-# What holds here:
-# - `.rows` and `.text` only grow, but for a torn end that the one writer cuts.
-# - A row's text is in `.text` before its record is in `.rows`, so a reader that
-#   looks at `.rows` first finds the text of every record.
-# - A record proves itself: its number is its place, its text starts where that of
-#   the record before ends, and its check covers every other byte of it and its text.
-#   That `start` is stored lets the last rows be read without the others.
-# - What stands behind the last good record is no row. It is a torn end if it is less
-#   than a record (a killed writer, a full disk), or stands behind what was synced
-#   (a dead machine keeps or loses such pages as it likes). All else is corruption:
-#   damage before the mark of what was synced, and a good record out of its place.
-# Below, `first` is how many rows of the table come before some rows, and `start`
-# where in `.text` theirs begins.
+# Invariants:
+# - `.rows` and `.text` only grow, except that the one writer cuts off a torn end.
+# - A row's text is written to `.text` before its record is written to `.rows`, so a
+#   reader that looks at `.rows` first finds the text of every record.
+# - A record proves itself: its number is its position, its text starts where that of
+#   the previous record ends, and its checksum covers its other bytes and its text.
+#   Because `start` is stored, the last rows can be read without the others.
+# - What follows the last good record is no row. It is a torn end if it is shorter
+#   than a record (a killed writer, a full disk), or if those rows were never synced
+#   (a machine that dies may lose any page of them). Anything else is corruption:
+#   damage among the rows marked as synced, or a good record in the wrong position.
+# Below, `first` is the number of rows before those at hand, and `start` the offset
+# in `.text` at which their text starts.
 
 
 class _Rows(NamedTuple):
-    """Rows of one or several tables with the same header; none by default."""
+    """Encoded rows of one or several tables with the same header."""
 
     header: bytes
-    sources: Sequence[int] = ()  # whose the rows are, in the numbering of the caller
+    sources: Sequence[int] = ()  # numbers that the caller gave to the tables
     counts: Sequence[int] = ()  # rows per source
     records: bytes = b""
     texts: bytes = b""  # of these rows, one after another
 
     @property
     def nrows(self) -> int:
-        """How many rows these are."""
+        """Number of rows."""
         return sum(self.counts)
 
 
 _CRC32: Final = 0xEDB88320  # polynomials, reflected
 _CRC32C: Final = 0x82F63B78
-_CRC_BATCH: Final = 8192  # records whose checks are computed together
-# of longer records, or of fewer, a loop over zlib.crc32 is the faster one
-_CRC_LOOKUP_SIZE: Final = 112
-_CRC_LOOKUP_MIN: Final = 256
+_CRC_BATCH: Final = 8192  # records whose checksums are computed together
+# for longer or fewer records a loop over zlib.crc32 is faster
+_CRC_LOOKUP_SIZE: Final = 112  # bytes
+_CRC_LOOKUP_MIN: Final = 256  # records
 
 
 @functools.lru_cache(maxsize=16)
 def _make_crc_lookup(length: int, polynomial: int) -> npt.NDArray[np.uint32]:
-    """What a byte adds to the CRC of ``length`` bytes, by position and value."""
+    """Return what each byte value, at each position, adds to the CRC of the bytes."""
     last: npt.NDArray[np.uint32] = np.arange(256, dtype=np.uint32)
     one = np.uint32(1)
     for _ in range(8):
@@ -1022,9 +1022,9 @@ def _make_crc_lookup(length: int, polynomial: int) -> npt.NDArray[np.uint32]:
 
 
 def _crc_records(records: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
-    """Return the crc32 of each record's bytes before its check.
+    """Return the crc32 of each record, without its checksum field.
 
-    A CRC is linear: it is the XOR of what each byte adds at its place, which numpy
+    A CRC is linear: it is the XOR of what each byte adds at its position, which numpy
     looks up for thousands of records at a time.
     """
     size = records.dtype.itemsize - 8
@@ -1045,16 +1045,16 @@ def _crc_records(records: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
 def _crc_texts(
     crcs: npt.NDArray[np.uint32], text: bytes, bounds: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.uint32]:
-    """Go on with each record's CRC over its text, between its bound and the next."""
+    """Continue each record's CRC over its text; ``bounds`` is from _text_bounds()."""
     lengths = np.diff(bounds)
-    # of few or long texts zlib's own loop is the faster one
+    # for few or long texts a loop over zlib.crc32 is faster
     if len(crcs) < 16 or len(text) > 40 * len(crcs):
         view = memoryview(text)
         spans = zip(itertools.pairwise(bounds.tolist()), crcs.tolist())
         done = (zlib.crc32(view[a:b], crc) for (a, b), crc in spans)
         return np.fromiter(done, np.uint32, len(crcs))
     lookup = _make_crc_lookup(1, _CRC32)[0]
-    order = np.argsort(-lengths, kind="stable")  # those that go on longest come first
+    order = np.argsort(-lengths, kind="stable")  # unfinished texts stay in front
     data, offsets, states = np.frombuffer(text, np.uint8), bounds[order], ~crcs[order]
     remaining = np.searchsorted(-lengths[order], -np.arange(lengths.max(initial=0)))
     for count in remaining.tolist():
@@ -1069,16 +1069,16 @@ def _crc_texts(
 def _text_bounds(
     schema: _Schema, records: npt.NDArray[Any], size: int
 ) -> npt.NDArray[np.int64]:
-    """Return where the records' texts begin and end, all ``size`` bytes at most.
+    """Return the bounds of the records' texts, shape ``(len(records) + 1,)``.
 
-    That of a record is between its bound and the next. From the first record with
-    impossible lengths on, ends are -1.
+    The text of a record is between its bound and the next. From the first record whose
+    text would not fit into ``size`` bytes, the ends are -1.
     """
     bounds = np.zeros(len(records) + 1, np.int64)
     ends = bounds[1:]
     for i in schema.text_fields:
-        lengths = records[str(i)].view(np.uint64)  # a negative one is a huge one
-        ends += np.minimum(lengths, size + 1).view(np.int64)  # so no sum can wrap
+        lengths = records[str(i)].view(np.uint64)  # a negative length becomes huge
+        ends += np.minimum(lengths, size + 1).view(np.int64)  # so no sum overflows
     np.minimum(ends, size + 1).cumsum(out=ends)
     if (is_wrong := ends > size).any():
         ends[int(is_wrong.argmax()) :] = -1
@@ -1087,21 +1087,21 @@ def _text_bounds(
 
 @functools.lru_cache(maxsize=1024)
 def _crc_of_good(size: int, count: int) -> int:
-    """Return the crc32 of so many good records, which is the same for all of them."""
+    """Return the crc32 of ``count`` good records, which does not depend on content."""
     body = bytes(size - 8)
     record = body + zlib.crc32(body).to_bytes(8, "little")
     return zlib.crc32(record * count)
 
 
 def _checks_hold(records: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Say of records without text whether their checks hold.
+    """Return which records of a table without text have a correct checksum.
 
-    A record ends with its own crc32, so what it makes of the CRC of all before it does
-    not depend on what it holds, and thousands are proven by one CRC of all their bytes.
-    That is as strong: a record whose check does not hold makes another CRC of the
-    same start. Good records behind it cannot undo that, as they map each CRC to another
-    one; bad ones do as rarely as one alone passes. The upper half of a check, which
-    is zero, is looked at by itself.
+    A record ends with its own crc32, so how it changes a running CRC does not depend on
+    its content, and one CRC over all their bytes verifies thousands of records. That is
+    as strong as one by one: a record with a wrong checksum makes the CRC differ. Good
+    records after it cannot undo that, as they map different CRCs to different CRCs, and
+    bad ones do so as rarely as a single bad one passes. The upper half of a checksum
+    field, which is zero, is compared separately.
     """
     good: npt.NDArray[np.bool_] = records["check"] >> 32 == 0
     for first in range(0, len(records), _CRC_BATCH):
@@ -1113,16 +1113,16 @@ def _checks_hold(records: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
 
 
 def _indexes(counts: Sequence[int]) -> npt.NDArray[np.int64]:
-    """Return the index of each row within its table, of tables with so many rows."""
+    """Return the index of each row within its table, for tables of these lengths."""
     lengths = np.array(counts, np.int64)
     firsts = (lengths.cumsum() - lengths).repeat(lengths)
     return np.arange(len(firsts)) - firsts
 
 
 def _count_good(rows: _Rows, first: int = 0, start: int = 0) -> int:
-    """Return how many records prove themselves, before the first that does not.
+    """Return the number of good records before the first bad one.
 
-    The rows are as in the files, those of each table from the same place on.
+    ``first`` and ``start`` hold for each of the tables that the rows are from.
     """
     schema = _decode_header(rows.header)
     records = np.frombuffer(rows.records, schema.dtype)
@@ -1142,7 +1142,7 @@ def _count_good(rows: _Rows, first: int = 0, start: int = 0) -> int:
 
 
 def _merge_rows(parts: Iterable[_Rows]) -> list[_Rows]:
-    """Join rows with equal headers, each header's in the order given."""
+    """Join rows with equal headers, in the order given."""
     by_header: dict[bytes, list[_Rows]] = {}
     for part in parts:
         by_header.setdefault(part.header, []).append(part)
@@ -1161,7 +1161,7 @@ def _merge_rows(parts: Iterable[_Rows]) -> list[_Rows]:
 def _encode_rows(
     header: bytes, columns: Sequence[Any], first: int = 0, start: int = 0
 ) -> _Rows:
-    """Return rows made of whole columns: arrays, or lists of bytes for text kinds."""
+    """Encode whole columns: arrays, or lists of bytes for text."""
     schema = _decode_header(header)
     records = np.zeros(len(columns[0]), schema.dtype)
     records["number"] = np.arange(first + 1, first + len(records) + 1)
@@ -1181,7 +1181,7 @@ def _encode_rows(
 
 
 def _slice_rows(rows: _Rows, first: int, end: int) -> _Rows:
-    """Return some of the rows of one table."""
+    """Return rows ``[first:end]``, which must be of one table."""
     schema = _decode_header(rows.header)
     records = np.frombuffer(rows.records, schema.dtype)[:end]
     bounds = _text_bounds(schema, records, len(rows.texts))
@@ -1191,12 +1191,12 @@ def _slice_rows(rows: _Rows, first: int, end: int) -> _Rows:
 
 
 def _text_dtype() -> Any:
-    """Return what pandas takes for str: by its version, and its options now."""
+    """Return pandas' dtype for str, which depends on its version and options."""
     return pd.Series([""]).dtype
 
 
 def _decode_text(rows: _Rows, column: int, dtype: Any) -> Any:
-    """Return the values of a text column, which must be UTF-8."""
+    """Return a text column, which must be UTF-8, as a Series."""
     schema = _decode_header(rows.header)
     records = np.frombuffer(rows.records, schema.dtype)
     starts = _text_bounds(schema, records, len(rows.texts))[:-1]
@@ -1204,7 +1204,7 @@ def _decode_text(rows: _Rows, column: int, dtype: Any) -> Any:
         starts = starts + records[str(i)]
     lengths = records[str(column)]
     if getattr(dtype, "storage", "") == "pyarrow":
-        with contextlib.suppress(ValueError):  # not UTF-8 as Arrow has it
+        with contextlib.suppress(ValueError):  # Arrow refuses lone surrogates
             return pd.Series(_arrow_text(rows.texts, starts, lengths, dtype))
     spans = zip(starts.tolist(), (starts + lengths).tolist())
     if rows.texts.isascii():  # one decode, then slices: twice as fast
@@ -1226,12 +1226,12 @@ def _decode_text(rows: _Rows, column: int, dtype: Any) -> Any:
 def _arrow_text(
     text: bytes, starts: npt.NDArray[Any], lengths: npt.NDArray[Any], dtype: Any
 ) -> Any:
-    """Return pandas' array of Arrow strings, checked, with no str made of any."""
+    """Return a validated pandas array of Arrow strings, made without Python ones."""
     import pyarrow
 
     data = np.frombuffer(text, np.uint8)
     offsets = np.concatenate(([0], lengths.cumsum()))
-    if offsets[-1] != len(data):  # the values of other columns stand between
+    if offsets[-1] != len(data):  # values of other columns lie in between
         data = data[np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])]
     buffers = pyarrow.py_buffer(offsets), pyarrow.py_buffer(data)
     array = pyarrow.LargeStringArray.from_buffers(len(lengths), *buffers)
@@ -1246,10 +1246,10 @@ def _frame(
     columns: Collection[str] | None = None,
     text_dtype: Any = None,
 ) -> pd.DataFrame:
-    """Return rows as a frame, index 0..n-1, text in pandas' own dtype for str.
+    """Return rows as a frame with index 0..n-1, by default text in pandas' str dtype.
 
-    Of each part only the values of the wanted columns are kept. ``capacity`` is how
-    many rows there will be, roughly.
+    Of each part, only the wanted columns are kept in memory. ``capacity`` is a guess
+    at the number of rows.
     """
     schema = _decode_header(header)
     wanted = schema.columns if columns is None else columns
@@ -1283,33 +1283,33 @@ def _frame(
     frame: pd.DataFrame = pd.DataFrame(dict(enumerate(made)), index, copy=False)
     try:
         frame.columns = pd.Index([*names.values()])
-    except UnicodeEncodeError:  # of lone surrogates, as pandas may take Arrow for names
+    except UnicodeEncodeError:  # lone surrogates, where pandas uses Arrow for names
         frame.columns = pd.Index([*names.values()], dtype=object)
     return frame
 
 
 class _TableFile:
-    """A table's two files, open to be read, both of one generation."""
+    """A table's two files, open for reading: never an old one and a new one."""
 
     schema: _Schema
 
     def __init__(self, path: str) -> None:
-        """Open the files; FileNotFoundError says that there is no such table."""
+        """Open the files; raise FileNotFoundError if there is no such table."""
         self.path = path  # of the files, without their suffix
-        self.count = 0  # whole records when they were opened, good or not
+        self.count = 0  # complete records at opening, good or bad
         self._rows_fd = self._text_fd = -1
-        self._rows_size = self._text_size = 0  # bytes, when they were opened
+        self._rows_size = self._text_size = 0  # bytes, at opening
         self._prefix = b""  # the first bytes of `.rows`: all of a short table
         try:
             with _as_storage_error(path + _ROWS_SUFFIX):
-                while not self._open():  # mode 'w' began the table afresh meanwhile
+                while not self._open():  # mode "w" replaced the table meanwhile
                     self.close()
         except BaseException:
             self.close()
             raise
 
     def _open(self) -> bool:
-        """Open both files; False if `.rows` was replaced meanwhile."""
+        """Open both files; return False if `.rows` was replaced meanwhile."""
         rows_path = self.path + _ROWS_SUFFIX
         _refuse_link(os.path.dirname(self.path))
         self._rows_fd = _open_file(rows_path)
@@ -1344,7 +1344,7 @@ class _TableFile:
 
     def __exit__(self, kind: object, err: BaseException | None, trace: object) -> None:
         self.close()
-        # what fails in the with block may not know the path
+        # what failed in the with block may name no path
         if isinstance(err, CorruptError) and not err.path:
             raise CorruptError(err.message, self.path + _TEXT_SUFFIX) from None
         if isinstance(err, OSError):
@@ -1352,7 +1352,7 @@ class _TableFile:
                 raise err
 
     def _read(self, first: int, count: int, start: int) -> _Rows:
-        """Read records as they are, and as much text as theirs can be."""
+        """Read records, good or bad, and as much text as they claim to have."""
         record_size, offset = self.schema.record_size, self.schema.offset(first)
         data = self._prefix[offset : offset + count * record_size]
         if len(data) < count * record_size:
@@ -1363,7 +1363,7 @@ class _TableFile:
             records = np.frombuffer(data, self.schema.dtype)
             room = self._text_size - start
             size = int(_text_bounds(self.schema, records, room).max())
-            # a sparse file may claim any size; cox leaves no hole
+            # a sparse file may have any size; cox never writes holes
             if size > _HOLE_MIN and hasattr(os, "SEEK_HOLE"):
                 hole = os.lseek(self._text_fd, start, os.SEEK_HOLE)
                 size = min(size, hole - start)
@@ -1371,23 +1371,23 @@ class _TableFile:
         return _Rows(self.schema.header, [0], [count], data, text)
 
     def start_of(self, first: int) -> int:
-        """Return where the record behind ``first`` rows says that its text starts."""
+        """Return where the text of the record after ``first`` rows claims to start."""
         if not self.schema.text_fields or first >= self.count:
             return 0
         offset = self.schema.offset(first)
         record = _read_at(self._rows_fd, self.schema.record_size, offset)
         start = int(np.frombuffer(record, self.schema.dtype)["start"][0])
-        # no good record starts outside
+        # just outside of the text is as bad as far outside
         return max(0, min(start, self._text_size + 1))
 
     def read(self, first: int, count: int, start: int) -> _Rows:
-        """Read records; return the good ones up to the first that is not."""
+        """Read records; return those before the first bad one."""
         rows = self._read(first, count, start)
         good = _count_good(rows, first, start)
         return rows if good == rows.nrows else _slice_rows(rows, 0, good)
 
     def blocks(self, first: int = 0) -> Iterator[_Rows]:
-        """Yield all good rows from ``first`` on; behind may be a torn end, no more."""
+        """Yield the rows from ``first`` on; raise if more than a torn end follows."""
         step = max(1, _BLOCK_SIZE // self.schema.record_size)
         start = self.start_of(first) if first else 0
         while first < self.count:
@@ -1401,9 +1401,9 @@ class _TableFile:
         self._check_end(first, start)
 
     def find_end(self, known: int = 0) -> tuple[int, int]:
-        """Return how many rows there are, and how much text they have.
+        """Return the number of good rows, and the size of their text in bytes.
 
-        If there are as many as are ``known`` to be good, the last vouches for all.
+        If the file has just the ``known`` good rows, only the last one is checked.
         """
         first = max(0, known - 1) if known == self.count else 0
         nrows, text_size = first, self.start_of(first) if first else 0
@@ -1412,18 +1412,18 @@ class _TableFile:
             text_size += len(rows.texts)
         is_more = self._rows_size > self.schema.offset(nrows)
         if first and (is_more or self._text_size > text_size):
-            return self.find_end()  # look at all, before anything is cut
+            return self.find_end()  # check all of them before anything is cut
         return nrows, text_size
 
     def keep_torn(self, nrows: int, text_size: int) -> None:
-        """Copy what stands behind the good rows and their text to files beside them."""
+        """Copy what follows the good rows and their text to dated files beside them."""
         offset = self.schema.offset(nrows)
         sizes = self._rows_size - offset, self._text_size - text_size
         if max(sizes) > _TORN_MAX:
             raise CorruptError(
-                f"behind its {nrows} rows are {sizes[0]} bytes that are no rows, and "
-                f"{sizes[1]} in its text. Cut it to {offset} bytes and the text to "
-                f"{text_size}, if they are not wanted",
+                f"its {nrows} rows are followed by {sizes[0]} bytes that are no rows, "
+                f"their text by {sizes[1]}. Unless you need these, cut the file to "
+                f"{offset} bytes and the text to {text_size}",
                 self.path + _ROWS_SUFFIX,
             )
         fds, starts = (self._rows_fd, self._text_fd), (offset, text_size)
@@ -1435,25 +1435,25 @@ class _TableFile:
                 _log.warning("the torn end of %s is now in %s", path, aside)
 
     def _check_end(self, nrows: int, start: int) -> None:
-        """Make sure that what is behind the good rows is a torn end."""
+        """Raise unless what follows the good rows is a torn end; warn of a long one."""
         rows_path, offset = self.path + _ROWS_SUFFIX, self.schema.offset(nrows)
         torn_size = self._rows_size - offset
         if not torn_size:
             return
-        # The mark is read first, then the record once more: a writer may have
-        # written it, and moved the mark, since we looked.
+        # Read the mark first and then the record again: a writer may have written
+        # the record, and moved the mark, since we read it.
         mark = _read_state(os.path.dirname(self.path)).nrows(self.path)
-        self._prefix = b""  # read again from the disk
+        self._prefix = b""  # makes read() go to the disk
         if self._text_fd >= 0:
             self._text_size = os.fstat(self._text_fd).st_size
         if self.read(nrows, 1, start).nrows:
             return
-        claimed_start = self.start_of(nrows)  # whole, but in the wrong place?
+        claimed_start = self.start_of(nrows)  # is it good, but in the wrong position?
         rows = self._read(nrows, 1, claimed_start)
         number = int.from_bytes(rows.records[:8], "little", signed=True)
         is_whole = _count_good(rows, number - 1, claimed_start) > 0
         if is_whole or nrows < mark:
-            state = f"out of its place, as number {number}" if is_whole else "damaged"
+            state = f"out of place, with number {number}" if is_whole else "damaged"
             what = (
                 f"record {nrows + 1} at byte {offset} is {state}, or its text is. Copy "
                 f"the file aside, then cut it to {offset} bytes to keep the first "
@@ -1462,22 +1462,22 @@ class _TableFile:
             raise CorruptError(what, rows_path, offset, nrows)
         if torn_size >= self.schema.record_size:
             what = (
-                "%s ends in %d bytes that are no rows, as when a machine died; the %d "
-                "rows before them are good"
+                "%s ends in %d bytes that are no rows, as a dying machine leaves them; "
+                "the %d rows before them are good"
             )
             _log.warning(what, rows_path, torn_size, nrows)
 
 
 class _RowWriter:
-    """The open files of a table. Its owner holds the run's lock at every call."""
+    """A table's files, open for appending. Callers must hold the run's lock."""
 
     _rows_fd = _text_fd = -1  # for __del__, if __init__ raises
 
     def __init__(self, path: str, schema: _Schema, mark: int, is_locked: bool) -> None:
-        """Open the files; cut a torn end, after keeping a long one aside.
+        """Open the files and cut off a torn end, after copying a long one aside.
 
         ``mark`` rows are known to be good: synced, or counted by a writer we closed.
-        With ``is_locked`` no other process can write.
+        ``is_locked`` means that no other process can write.
         """
         self.path = path
         self._is_locked = is_locked
@@ -1485,17 +1485,17 @@ class _RowWriter:
             self.schema = on_disk = table.schema
             if [*on_disk.columns.items()] != [*schema.columns.items()]:
                 raise SchemaError(
-                    f"{path} was made anew, with columns {on_disk.columns}; open the "
-                    "Store again"
+                    f"{path} was replaced by a table with columns {on_disk.columns}; "
+                    "open the Store again"
                 )
             nrows, text_size = table.find_end(mark)
             if nrows < mark:
                 _log.warning("%s has %d rows, where %d were synced", path, nrows, mark)
-            # Rows, and bytes of text, that are whole. One attribute, so that an
-            # exception out of a signal handler finds both or neither changed.
+            # Number of good rows, bytes of their text. One attribute, so that an
+            # exception raised by a signal handler leaves both changed, or neither.
             self.end: tuple[int, int] = (nrows, text_size)
-            self._is_clean = False  # nothing is behind `end`; False amid a row
-            if table.count > nrows:  # a whole record is cut, which no kill leaves
+            self._is_clean = False  # nothing follows `end`; False amid a write
+            if table.count > nrows:  # a record or more, which no killed writer leaves
                 table.keep_torn(nrows, text_size)
         self._pack = on_disk.struct.pack
         self._rows_fd = _open_file(path + _ROWS_SUFFIX, _O_READ_APPEND)
@@ -1504,7 +1504,7 @@ class _RowWriter:
         self._repair()
 
     def encode(self, values: Sequence[Any], text: bytes) -> bytes:
-        """Return the record of the next row; of text, ``values`` has the lengths."""
+        """Return the record of the next row; for texts, ``values`` holds lengths."""
         nrows, text_size = self.end
         start = (text_size,) if self.schema.text_fields else ()
         record = self._pack(nrows + 1, *values, *start)
@@ -1512,9 +1512,9 @@ class _RowWriter:
         return record + check.to_bytes(8, "little")
 
     def append_dict(self, row: dict[str, Any]) -> bool:
-        """Append a whole row in the quickest way; False if it takes the careful one.
+        """Append a complete row by the fast path; return False if it needs the other.
 
-        That one explains what is wrong with a row, or converts what needs it.
+        The other path converts values, and explains what is wrong with a row.
         """
         schema = self.schema
         if schema.get_row is None or len(row) != schema.ncolumns:
@@ -1544,14 +1544,14 @@ class _RowWriter:
         """Append encoded rows; when this returns, they are in the file.
 
         Raises:
-            StorageError: No row is in the file, nor any part of one.
+            StorageError: None of the rows is in the file, not even in part.
         """
         if not (self._is_clean and self._is_locked):
             self._repair()
         nrows, text_size = self.end
         try:
             self._is_clean = False
-            # as _write_all(), but for a call less
+            # _write_all() inlined, as a call per row costs time
             if text and (written := os.write(self._text_fd, text)) < len(text):
                 _write_all(self._text_fd, text[written:])
             if (written := os.write(self._rows_fd, records)) < len(records):
@@ -1562,19 +1562,19 @@ class _RowWriter:
             if not self._is_clean:
                 with contextlib.suppress(OSError):  # tried again before the next row
                     self._repair()
-            if isinstance(err, OSError) and err.errno:  # not a signal handler's
+            if isinstance(err, OSError) and err.errno:  # not from a signal handler
                 what = f"could not write row {nrows + 1}, no part of it is there"
                 raise _storage_error(err, what, self.path + _ROWS_SUFFIX) from err
             raise
 
     def _repair(self) -> None:
-        """Cut off what an unfinished row left; if all were, refuse any other size."""
+        """Cut off an unfinished row; if there is none, refuse files of another size."""
         nrows, text_size = self.end
         rows_size = self.schema.offset(nrows)
         what = f"could not cut it to its {nrows} rows"
         with _as_storage_error(self.path + _ROWS_SUFFIX, what):
             for fd, size in (self._rows_fd, rows_size), (self._text_fd, text_size):
-                # -1: no text, or closed
+                # -1: no text columns, or closed
                 size_now = os.fstat(fd).st_size if fd >= 0 else size
                 if size_now < size or (size_now > size and self._is_clean):
                     raise WriteRefusedError(
@@ -1587,12 +1587,12 @@ class _RowWriter:
         self._is_clean = True
 
     def check(self) -> None:
-        """Make sure that nobody else has written the files."""
+        """Raise if anyone else has written to the files."""
         if self._is_clean:
             self._repair()
 
     def detach(self) -> tuple[int, int]:
-        """Return the descriptors, for the caller to close."""
+        """Hand over the descriptors, which the caller must close."""
         fds = self._rows_fd, self._text_fd
         self._rows_fd = self._text_fd = -1
         return fds

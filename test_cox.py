@@ -5567,14 +5567,14 @@ def test_an_empty_table_is_made_again_with_another_schema(out):
         second = store.add_table("t", SCHEMA)
         assert store.add_table("t", SCHEMA) is store["t"] is second
         log(store, 2)
-        with pytest.raises(CoxError, match="made anew"):
+        with pytest.raises(CoxError, match="was replaced by a table"):
             first.append_row({"x": 1})
         with pytest.raises(CoxError, match=r"'t'.*has rows"):
             store.add_table("t", {"x": float})
         first = store.add_table("u", {"y": float})
         for _ in range(2):
             store.add_table("u", {"x": float}).append_row({"x": 0.5})
-            with pytest.raises(CoxError, match="made anew"):
+            with pytest.raises(CoxError, match="was replaced by a table"):
                 first.append_row({"y": 1.5})  # of the same size
     with Store(out, "run") as store:
         assert_logged(store["t"].df, 2)
