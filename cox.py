@@ -1610,22 +1610,22 @@ class _RowWriter:
 ###############################################################################
 # HDF5
 ###############################################################################
-# What holds here:
-# - store.h5 is a copy of the row files, made from nothing. cox compares its bytes, to
-#   know it again, and reads the tables in it only where `.tables` is gone.
+# Invariants:
+# - store.h5 is a copy of the row files, written from scratch each time. cox checks
+#   whether its bytes are still what it wrote, and reads it only if `.tables` is gone.
 # - A run of the original cox has no row files. Its store.h5 may come from anyone, and
-#   opening a stranger's HDF5 file may crash the process, fill the memory, run pickles,
-#   lead to other files. So a child process does that, and what it answers is checked
-#   as if the stranger had written it.
+#   opening a stranger's HDF5 file may crash the process, fill the memory, run pickles
+#   or read other files. So a child process opens it, and its answer is checked as if
+#   the stranger had written it.
 
 _PLAIN_SIZE_MAX: Final = 1 << 20  # bytes of a pickle, characters in its value
-_PLAIN_DEPTH_MAX: Final = 32  # containers in one another
+_PLAIN_DEPTH_MAX: Final = 32  # levels of containers
 _PLAIN_TYPES: Final[Mapping[str, str]] = {  # as Python 2, Python 3 and dill name them
     **dict.fromkeys(("int", "long", "IntType", "LongType"), "int"),
     **dict.fromkeys(("str", "unicode", "StringType", "UnicodeType"), "str"),
     **{"float": "float", "FloatType": "float", "bool": "bool", "BooleanType": "bool"},
 }
-# Opcodes that make text, or the name of a type; and the others of plain values.
+# Opcodes that make text or the name of a type, and those for other plain values.
 _PLAIN_TEXTS: Final = re.compile(
     "(SHORT_)?(BIN)?(STRING|BYTES|UNICODE)8?|(STACK_)?GLOBAL|REDUCE"
 )
@@ -1636,11 +1636,11 @@ _PLAIN_OTHERS: Final = re.compile(
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Makes of a type its name, so nothing that it makes can be called."""
+    """Replaces types by their names, so that no value it makes can be called."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module in ("dill._dill", "dill.dill") and name == "_load_type":
-            return _PLAIN_TYPES.__getitem__  # is called, and does no more
+            return _PLAIN_TYPES.__getitem__  # the pickle calls it: a mere look-up
         if module in ("builtins", "__builtin__") and name in _PLAIN_TYPES:
             return _PLAIN_TYPES[name]
         if module == "numpy" and name in np.sctypeDict:
@@ -1649,14 +1649,14 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def _check_opcodes(data: bytes) -> None:
-    """Make sure that a pickle makes plain values only, and no more than it shows.
+    """Raise unless a pickle makes plain values only, of about its own size.
 
-    A list that holds one twice, and so on 40 times, has 2^40 items: only text may come
-    again from the memo. And C, which hashes keys, finds no end of tuples in tuples, and
-    takes ages with tuples, or long numbers, that all have one hash.
+    A list that holds a list twice, and so on for 40 levels, has 2^40 items: only text
+    may be taken from the memo again. C code hashes keys: nested tuples overflow its
+    stack, and tuples or long numbers of equal hashes take it ages.
     """
     room, size = _PLAIN_SIZE_MAX - len(data), 0
-    memo: dict[Any, int] = {}  # sizes of what is there
+    memo: dict[Any, int] = {}  # sizes of the values in it
     for opcode, arg, _ in pickletools.genops(data):
         name = opcode.name
         is_put = name == "MEMOIZE" or name.endswith("PUT")
@@ -1672,7 +1672,7 @@ def _check_opcodes(data: bytes) -> None:
             room -= 500 if "TUPLE" in name else 0
         else:
             raise pickle.UnpicklingError(f"opcode {name} is refused")
-        # the memo takes memory for all indices up to the last
+        # the memo takes memory for all indices up to the largest
         if isinstance(arg, int) and arg.bit_length() > (20 if is_put else 64):
             raise pickle.UnpicklingError("a number of that size is refused")
         if room < 0:
@@ -1690,8 +1690,8 @@ def _check_value(value: Any, depth: int = 0) -> None:
 def _load_plain(data: bytes) -> Any:
     """Return the value of a pickle of numbers, text, names of types, and containers.
 
-    It runs no code of the pickle's, and takes time and memory as its length does. Of
-    any other pickle, and of one too large, it raises what may be any exception.
+    Runs no code from the pickle; time and memory are in proportion to its length. Any
+    other pickle, or one that is too large, raises, possibly any exception.
     """
     _check_opcodes(data)
     value = _PlainUnpickler(io.BytesIO(data), encoding="latin-1").load()
@@ -1708,11 +1708,11 @@ def _empty_image() -> bytes:
 
 
 def _export_image(all_rows: Mapping[str, _Rows]) -> bytes:
-    """Return the bytes of a store.h5 that holds these tables, by name."""
+    """Return the bytes of a store.h5 that holds these tables, given by name."""
     with _hdf5_lock, warnings.catch_warnings():
-        # names that are no Python identifiers, wide frames, text as pickles: all meant
+        # of names that are no identifiers, wide frames, pickled text: all intended
         warnings.simplefilter("ignore")
-        # PyTables wants a name, and makes no such file
+        # PyTables needs a file name, but creates no file
         with pd.HDFStore(f"cox-{uuid.uuid4()}", "w", **_HDF5_OPTIONS) as store:
             for name in sorted(all_rows):  # "a" before "a/b", which is a group in it
                 try:
@@ -1724,7 +1724,7 @@ def _export_image(all_rows: Mapping[str, _Rows]) -> bytes:
 
 
 def _put_rows(store: Any, name: str, rows: _Rows) -> None:
-    """Write a table into ``store``, with the attributes that the original has."""
+    """Write a table into ``store``, with the attributes that the original writes."""
     name.encode()  # a lone surrogate raises ValueError
     if "\0" in name or not {"", ".", "..", "table", "meta"}.isdisjoint(name.split("/")):
         raise ValueError(f"{name!r} is no key of an HDFStore")
@@ -1737,24 +1737,24 @@ def _put_rows(store: Any, name: str, rows: _Rows) -> None:
     width = sum(int(records[str(i)].max(initial=0)) for i in schema.text_fields)
     cox_data = {"schema": schema.types, "name": name}
     has_attribute = len(pickle.dumps(cox_data, 0)) <= _HDF5_ATTRIBUTE_MAX
-    # text of fixed width loses NULs at its end, and "\0nan" must stand for NaN alone
+    # fixed-width text loses trailing NULs, and "\0nan" must stand for NaN alone
     is_table = len(records) * width <= _HDF5_TEXT_MAX and b"\0" not in rows.texts
     try:
         if not (has_attribute and is_table):
             raise ValueError("no table in HDF5 can hold it")
         _put_table(h5, name, rows)
-    except (ValueError, tables.HDF5ExtError):  # or of columns of many widths
+    except (ValueError, tables.HDF5ExtError):  # or texts of too many widths
         _put_fixed(store, name, rows)
     if has_attribute:
         h5.get_node(f"/{name}")._v_attrs.COX_DATA = cox_data
 
 
 def _hdf5_columns(rows: _Rows) -> dict[str, Any]:
-    """Return the columns as arrays of types that pandas has in HDF5; text is padded."""
+    """Return the columns in the types that pandas writes to HDF5; text is padded."""
     schema = _decode_header(rows.header)
     records = np.frombuffer(rows.records, schema.dtype)
     columns: dict[str, Any] = {}
-    end: Any = _text_bounds(schema, records, len(rows.texts))[:-1]  # of the row before
+    end: Any = _text_bounds(schema, records, len(rows.texts))[:-1]  # of the text before
     for i, (name, kind_name) in enumerate(schema.columns.items()):
         values: Any = records[str(i)]
         if i in schema.text_fields:
@@ -1766,7 +1766,7 @@ def _hdf5_columns(rows: _Rows) -> dict[str, Any]:
 
 
 def _put_table(h5: Any, name: str, rows: _Rows) -> None:
-    """Write the table that ``HDFStore.append`` would write, in a fifth of its time."""
+    """Write the table that ``HDFStore.append`` would write, in a fifth of the time."""
     columns = _hdf5_columns(rows)
     by_dtype: dict[str, list[str]] = {}
     for column, values in columns.items():
@@ -1788,7 +1788,7 @@ def _put_table(h5: Any, name: str, rows: _Rows) -> None:
         table.attrs[f"{field}_dtype"] = np.dtype(dtype).name
     for attribute, value in {
         "pandas_type": "frame_table",
-        "pandas_version": "0.15.2",  # of the layout, not of pandas
+        "pandas_version": "0.15.2",  # of the layout, not of the library
         "table_type": "appendable_frame",
         "index_cols": [(0, "index")],
         "values_cols": list(blocks),
@@ -1803,16 +1803,16 @@ def _put_table(h5: Any, name: str, rows: _Rows) -> None:
 
 
 def _put_fixed(store: Any, name: str, rows: _Rows) -> None:
-    """Write a frame in the format that takes any, and the rows themselves beside it.
+    """Write a frame in the fixed format, which takes any, and its rows beside it.
 
-    pandas pickles its text, and cox unpickles no stranger's: it reads the rows.
+    pandas pickles the text of such a frame; cox reads the rows, to unpickle nothing.
     """
     frame = _frame(rows.header, [rows], rows.nrows, text_dtype=object)
     frame = frame.astype(dict.fromkeys(frame.select_dtypes("float16"), "f4"))
     try:
         store.put(name, frame, format="fixed", track_times=False)
     except OverflowError as err:
-        store.remove(name)  # what there is of it
+        store.remove(name)  # the part that was written
         raise ValueError("HDF5 holds no column of over 2 GiB of text") from err
     h5, data = store.root._v_file, rows.header + rows.records
     for node, part in ("cox_rows", data), ("cox_text", rows.texts):
@@ -1820,8 +1820,8 @@ def _put_fixed(store: Any, name: str, rows: _Rows) -> None:
         h5.create_carray(f"/{name}", node, obj=array, filters=_HDF5_FILTERS)
 
 
-# The child finds modules where this process does, and nowhere else: a script's own
-# directory comes first otherwise, and beside a vendored file lie modules of any name.
+# The child imports from this process's sys.path only. As a script, it would search the
+# directory of cox.py first, and beside a vendored copy lie modules of any name.
 _CHILD_CODE: Final = """
 import sys
 from importlib import util
@@ -1831,30 +1831,30 @@ sys.modules["cox"] = module = util.module_from_spec(spec)
 spec.loader.exec_module(module)
 module._serve_originals()
 """
-_CHILD_MEMORY: Final = 8 << 30  # bytes that reading a run may take, libraries and all
-_CHILD_CPU_S: Final = 60  # for one run
-_CHILD_IDLE_S: Final = 10  # without a path to read, until it ends
+_CHILD_MEMORY: Final = 8 << 30  # bytes of data, including those of the libraries
+_CHILD_CPU_S: Final = 60  # per run
+_CHILD_IDLE_S: Final = 10  # the child ends after this time without a path to read
 _CHILD_DONE: Final = 3  # exit status
 
 
 class _Original(NamedTuple):
-    """What a store.h5 holds that has no row files beside it."""
+    """Content of the store.h5 of a run that has no row files."""
 
     tables: dict[str, _Rows]  # by name
-    is_all: bool  # there are no frames of the user's own beside them
+    is_all: bool  # the file has no other frames, such as the user's own
 
 
 def _serve_originals() -> None:
-    """In the child: answer paths on stdin, in a process forked for that.
+    """Run the child: fork a process that answers the paths from stdin.
 
-    Another is forked when that died, or met a bad store.h5, which may have left more
-    behind than an error.
+    Fork another when it died, or met a bad store.h5, which may have done more harm
+    than the error shows.
     """
     # PyTables unpickles attributes through this name
     pickle.loads = lambda data, **_: _load_plain(data)
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what C code prints there is no answer
-    # load what Python loads at its first use: later no file can be opened for it
+    os.dup2(2, 1)  # what C code prints must not mix with the answers
+    # load what is loaded at first use: later no further file can be opened
     rows = _encode_rows(_encode_header({"x": str}), [[b"x"]])
     _image_tables(_export_image({"t": rows}))
     status = 0
@@ -1869,8 +1869,8 @@ def _serve_originals() -> None:
 
 
 def _answer(answers: IO[bytes]) -> NoReturn:
-    """Write a line of JSON, then records and texts, to each path until one is bad."""
-    # Windows waits for sockets only
+    """Answer paths with a line of JSON, then records and texts, until one is bad."""
+    # on Windows, select() takes sockets only
     while os.name == "nt" or select.select([0], [], [], _CHILD_IDLE_S)[0]:
         path = os.fsdecode(bytes.fromhex(sys.stdin.buffer.readline().decode()))
         if not path:
@@ -1894,24 +1894,24 @@ def _answer(answers: IO[bytes]) -> NoReturn:
 
 
 def _set_limit(name: str, limit: int) -> None:
-    """Limit what this process may use, where the system can."""
+    """Limit a resource of this process, where the system can."""
     with contextlib.suppress(AttributeError, OSError, ValueError):
         which = getattr(resource, name)
         resource.setrlimit(which, (limit, resource.getrlimit(which)[1]))
 
 
 def _read_store(path: str) -> _Original:
-    """Read a store.h5 in the child, with limits on what that may take."""
+    """Read a store.h5, in the child, with limits on its resources."""
     before, image, after = os.stat(path), _read_file(path), os.stat(path)
     if before.st_mtime_ns != after.st_mtime_ns:
-        raise CorruptError("it changes all the time")
-    _set_limit("RLIMIT_DATA", _CHILD_MEMORY)  # not _AS: libraries take much of that
+        raise CorruptError("it changed while it was read")
+    _set_limit("RLIMIT_DATA", _CHILD_MEMORY)  # not _AS: libraries reserve much of that
     _set_limit("RLIMIT_CPU", math.ceil(time.process_time()) + _CHILD_CPU_S)
     _set_limit("RLIMIT_CORE", 0)
-    _set_limit("RLIMIT_NOFILE", 0)  # parts of the image may be said to be elsewhere
+    _set_limit("RLIMIT_NOFILE", 0)  # the image may refer to other files
     try:
         return _image_tables(image)
-    except tables.HDF5ExtError:  # it says much, and nothing of use
+    except tables.HDF5ExtError:  # its message is long and of no use
         raise CorruptError("it is damaged, or no HDF5 file") from None
     finally:
         _set_limit("RLIMIT_NOFILE", 256)
@@ -1933,7 +1933,7 @@ def _image_tables(image: bytes) -> _Original:
 
 
 def _group_rows(group: Any) -> tuple[str, _Rows]:
-    """Return the name and the rows of a table that the original wrote, or cox."""
+    """Return the name and rows of a table that the original, or cox, wrote."""
     if "cox_rows" in group._v_children:
         nodes = (group._v_children[name] for name in ("cox_rows", "cox_text"))
         data, text = (node.read().tobytes() for node in nodes)
@@ -1942,12 +1942,12 @@ def _group_rows(group: Any) -> tuple[str, _Rows]:
         return group._v_pathname[1:], _Rows(header, [], [], data[len(header) :], text)
     data = group._v_attrs["COX_DATA"]
     if not isinstance(data, dict):
-        raise ValueError(f"COX_DATA of {group._v_pathname} is not what cox writes")
+        raise ValueError(f"COX_DATA of {group._v_pathname} is not a dict")
     schema = {name: _KINDS[kind].type for name, kind in data["schema"].items()}
     header = _encode_header(schema)
     node = group._v_children["table"]
     if not isinstance(node, tables.Table):  # reading a VLArray would unpickle it
-        raise ValueError(f"{group._v_pathname}/table is no table")
+        raise ValueError(f"{group._v_pathname}/table is not a table")
     records: Any = node.read()
     values: dict[str, Any] = {}
     for field in set(records.dtype.names or ()) - {"index"}:
@@ -1960,25 +1960,25 @@ def _group_rows(group: Any) -> tuple[str, _Rows]:
             column = column.astype(np.dtype(code))
             if code not in "efd" and (column != values[name]).any():
                 raise ValueError(f"column {name!r} of {group._v_pathname} is no {kind}")
-        columns.append(column if code else column.tolist())  # of bytes, UTF-8
+        columns.append(column if code else column.tolist())  # list of bytes, in UTF-8
     return str(data["name"]), _encode_rows(header, columns)
 
 
 class _Child:
-    """A process that reads stores of the original cox; if it ends, another begins."""
+    """A process that reads stores of the original cox; if it ends, a new one starts."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: Any = None  # subprocess.Popen[bytes]
 
     def read(self, run_dir: str) -> _Original:
-        """Return what is in the store.h5 of a run that has no row files.
+        """Return the content of the store.h5 of a run that has no row files.
 
-        Its writer may be at work, so a file that has changed is read again; and so is
-        one whose child ended, if that was not new: it may have been idle for too long.
+        A file that has changed is read again, as a writer may be at work. So is one
+        whose child ended, unless the child was new: it may have been idle too long.
         """
         path = os.path.join(run_dir, _STORE_NAME)
-        reason, seen = "", -1  # seen: the file's time when it was found bad
+        reason, seen = "", -1  # seen: the file's mtime when it was found bad
         for _ in range(10):
             try:
                 stamp = os.stat(path).st_mtime_ns
@@ -1994,7 +1994,7 @@ class _Child:
                         return found
                     seen = stamp
                 except BaseException as err:
-                    reason = f"{sys.executable}, which tried, ended: {self.close()}"
+                    reason = f"{sys.executable}, which read it, ended: {self.close()}"
                     if not isinstance(err, Exception):
                         raise
             if stamp == seen and time.time() - stamp / 1e9 > 60:
@@ -2004,15 +2004,15 @@ class _Child:
         raise CorruptError(f"it cannot be read ({reason:.200}). {remedy}", path)
 
     def _ask(self, path: str) -> tuple[str, _Original]:
-        """Return the child's answer; it may be anything if the child was taken over."""
+        """Return the child's answer, checked: a file may have taken over the child."""
         if self._process is None:
             self._process = subprocess.Popen(
-                # -I: nothing of the environment, nor of the current directory
+                # -I: ignore the environment and the current directory
                 [sys.executable, "-I", "-c", _CHILD_CODE, __file__, *sys.path],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # a group, to be killed as one
+                start_new_session=True,  # makes a group that can be killed as one
             )
         stdin, stdout = self._process.stdin, self._process.stdout
         stdin.raw.write(os.fsencode(path).hex().encode() + b"\n")
@@ -2034,7 +2034,7 @@ class _Child:
         return str(reason), _Original(all_rows, is_all is True)
 
     def close(self) -> int | None:
-        """End the process; return its status."""
+        """Kill the process; return its exit status."""
         process, self._process = self._process, None
         if process is None:
             return None
@@ -2045,7 +2045,7 @@ class _Child:
         return int(process.returncode)
 
     def after_fork(self) -> None:
-        """Leave the process to the parent, whose it is."""
+        """Forget the process, in a forked child: it belongs to the parent."""
         if self._process is not None:
             self._process.returncode = 0  # or Python warns that it still runs
         self.__init__()  # type: ignore[misc]
@@ -2058,24 +2058,24 @@ atexit.register(_child.close)
 ###############################################################################
 # History
 ###############################################################################
-# `.tables/history.jsonl` has a line for each process that wrote the run, from when it
-# began, and one from before it gave up the lock. One that has only the first line is
-# running while the lock is held: the kernel takes it from the dead.
-# None of this may stop a run: what cannot be found out is left out.
+# A process that writes a run adds a line to `.tables/history.jsonl` when it begins, and
+# another before it gives up the lock. One with the first line only is running as long
+# as the lock is held, since the kernel releases the lock of a dead process.
+# Nothing in this section may stop a run: what cannot be found out is left out.
 
 _HISTORY_NAME: Final = "history.jsonl"
-_HISTORY_MAX: Final = 1 << 20  # bytes at its end that are read
-_PATCH_MAX: Final = 1 << 20  # bytes
+_HISTORY_MAX: Final = 1 << 20  # bytes to read, from its end
+_PATCH_MAX: Final = 1 << 20  # bytes; a longer patch is not kept
 _HISTORY_TYPES: Final = {
     **dict.fromkeys(("time", "host", "status", "error"), str),
     **{"argv": list, "git": dict, "job": dict},
 }
-_GIT_LIMIT_S: Final = 2.0  # for all that git is asked
+_GIT_LIMIT_S: Final = 2.0  # for all calls of git together
 _SECRET: Final = re.compile(
     "(.*?(?:key|token|secret|password|credentials?))(=.*)?", re.DOTALL | re.IGNORECASE
 )
 _JOB_IDS: Final = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
-_JOB_VARIABLES: Final = (  # of the environment no others: they may be secret
+_JOB_VARIABLES: Final = (  # no others of the environment, as they may be secret
     *_JOB_IDS, "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT",
     "SLURM_PROCID", "PBS_ARRAY_INDEX", "LSB_JOBINDEX", "RANK", "LOCAL_RANK",
     "WORLD_SIZE", "CUDA_VISIBLE_DEVICES",
@@ -2083,7 +2083,7 @@ _JOB_VARIABLES: Final = (  # of the environment no others: they may be secret
 
 
 def _mask_secrets(argv: Sequence[str]) -> list[str]:
-    """Return arguments, bounded, without the values of what is named like a secret."""
+    """Return arguments, cut, and with values masked where the name is a secret's."""
     shown = []
     for before, arg in zip(["", *argv], argv[:256]):
         name, own = _SECRET.fullmatch(before), _SECRET.fullmatch(arg)
@@ -2097,14 +2097,14 @@ def _mask_secrets(argv: Sequence[str]) -> list[str]:
 
 @functools.lru_cache(maxsize=1)
 def _boot_id() -> str:
-    """Return what differs between two starts of a machine, or else its name."""
+    """Return the kernel's id of this boot of the machine, or else the host's name."""
     with contextlib.suppress(OSError):
         return _read_line("/proc/sys/kernel/random/boot_id")
     return socket.gethostname()
 
 
 def _loaded_versions() -> dict[str, str]:
-    versions = {  # without asking: a module may be anything, and import others
+    versions = {  # by __dict__: getattr of a module may run code, or import others
         name: getattr(module, "__dict__", {}).get("__version__")
         for name, module in list(sys.modules.items())
         if "." not in name and name not in sys.stdlib_module_names
@@ -2118,7 +2118,7 @@ def _read_line(*path: str) -> str:
 
 
 def _read_git(folder: str) -> dict[str, Any]:
-    """Return root, branch and commit of the work tree around a folder, by its files."""
+    """Return root, branch and commit of a folder's work tree, without running git."""
     root = folder
     while not os.path.exists(git_dir := os.path.join(root, ".git")):
         if root == os.path.dirname(root):
@@ -2126,13 +2126,13 @@ def _read_git(folder: str) -> dict[str, Any]:
         root = os.path.dirname(root)
     git = {"root": root}
     with contextlib.suppress(OSError, ValueError, StopIteration):
-        if os.path.isfile(git_dir):  # of a further worktree, or of a submodule
+        if os.path.isfile(git_dir):  # in a linked worktree or a submodule
             git_dir = os.path.join(root, _read_line(git_dir).removeprefix("gitdir: "))
         git["commit"] = _read_line(git_dir, "HEAD")
         if git["commit"].startswith("ref: "):
             ref = git.pop("commit").removeprefix("ref: ")
             git["branch"] = ref.removeprefix("refs/heads/")
-            with contextlib.suppress(FileNotFoundError):  # where a worktree's refs are
+            with contextlib.suppress(FileNotFoundError):  # has a linked worktree's refs
                 git_dir = os.path.join(git_dir, _read_line(git_dir, "commondir"))
             with contextlib.suppress(FileNotFoundError):
                 return {**git, "commit": _read_line(git_dir, ref)}
@@ -2142,9 +2142,9 @@ def _read_git(folder: str) -> dict[str, Any]:
     return git
 
 
-@functools.lru_cache(maxsize=1)  # git is asked once
+@functools.lru_cache(maxsize=1)  # git runs once per process
 def _describe_git() -> tuple[dict[str, Any], bytes]:
-    """Return the state of the program's repository, and the patch of its changes."""
+    """Return the state of the program's repository, and its changes as a patch."""
     script = getattr(sys.modules["__main__"], "__file__", None)  # none in a notebook
     folders = [os.path.dirname(os.path.realpath(script))] if script else []
     folders.append(os.getcwd())
@@ -2152,7 +2152,7 @@ def _describe_git() -> tuple[dict[str, Any], bytes]:
     deadline = time.monotonic() + _GIT_LIMIT_S
 
     def ask(*args: str) -> bytes:
-        # an optional lock is in the way of the user's commits, fsmonitor is a daemon
+        # optional locks could make the user's commits fail; fsmonitor starts a daemon
         options = "--no-optional-locks", "-c", "core.fsmonitor=0"
         return subprocess.run(
             ["git", "-C", git["root"], *options, *args], stdin=subprocess.DEVNULL,
@@ -2162,7 +2162,7 @@ def _describe_git() -> tuple[dict[str, Any], bytes]:
     patch = b""
     with contextlib.suppress(KeyError, OSError, subprocess.SubprocessError):
         entries = ask("status", "--porcelain").decode(errors="replace").splitlines()
-        # a directory that is new is taken for one of outputs
+        # an untracked directory is assumed to hold output
         known = [e[:1000] for e in entries if not re.fullmatch(r'\?\? .*/"?', e)]
         git["changed"] = known[:100]
         if any(not entry.startswith("??") for entry in entries):
@@ -2187,12 +2187,12 @@ class _History:
         self.is_kept = True
         self.has_begun = False
         self._run_dir = run_dir
-        # id of the exception that was handled at the beginning: a run that was opened
-        # in an except block did not fail by that
+        # id of the exception that was being handled at the beginning: a run that is
+        # opened in an except block does not fail because of it
         self._handled = 0
 
     def begin(self) -> None:
-        """Say who writes the run, once it does."""
+        """Record who writes the run, at its first write."""
         if not self.is_kept or self.has_begun:
             return
         self._append(
@@ -2215,7 +2215,7 @@ class _History:
                 _write_file(os.path.join(self._run_dir, name), patch, sync=False)
 
     def end(self, status: str, err: BaseException | None) -> None:
-        """Say how it went, ``status`` or by exception, before the lock is given up."""
+        """Record how it ended, by ``status`` or ``err``, while the lock is held."""
         if not self.has_begun:
             return
         self.has_begun = False
@@ -2252,7 +2252,7 @@ class _History:
 def _read_history(run_dir: str) -> list[dict[str, Any]]:
     """Return the lines of a run's history, oldest first, without damaged ones.
 
-    Anyone may have written them: of what is in ``git`` and ``job``, believe no type.
+    Anyone may have written them: values in ``git`` and ``job`` may be of any type.
     """
     path = os.path.join(run_dir, _TABLES_DIR, _HISTORY_NAME)
     history = []
@@ -2270,7 +2270,7 @@ def _read_history(run_dir: str) -> list[dict[str, Any]]:
 
 
 def _attempts(history: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Join the first and the last line of each process; a last one has a status."""
+    """Join the first and the last line of each process; the last one has a status."""
     attempts: list[dict[str, Any]] = []
     for line in history:
         if "status" not in line:
