@@ -3473,9 +3473,9 @@ def _reopen_table(name: str, *args: Any) -> Table:
 ###############################################################################
 # Pure: values in, bytes out. An event file is a sequence of TFRecords, each an Event
 # message in protobuf's wire format. Field numbers are those of event.proto,
-# summary.proto, tensor.proto (tensorboard/compat/proto) and of the plugins'
-# plugin_data.proto. "values" below is Summary.value, field number included, so
-# that values of one Event are joined by +.
+# summary.proto, tensor.proto (tensorboard/compat/proto) and the plugins'
+# plugin_data.proto. Below, "values" are encoded Summary.value fields, so that those
+# of one Event can be joined by +.
 
 
 def _expect(value: Any, attribute: str, what: str) -> Any:
@@ -3485,12 +3485,12 @@ def _expect(value: Any, attribute: str, what: str) -> Any:
 
 
 def _as_array(value: Any) -> npt.NDArray[Any]:
-    """Take numbers from numpy, torch (any device), jax, lists; imports none of them."""
+    """Convert numbers of numpy, torch (any device), jax, lists; import none of them."""
     if isinstance(value, (list, tuple)) and value and hasattr(value[0], "detach"):
         value = [_as_array(item) for item in value]
     elif detach := getattr(value, "detach", None):
         value = detach().cpu()
-        if "bfloat16" in str(value.dtype):  # numpy has none
+        if "bfloat16" in str(value.dtype):  # numpy has no such type
             value = value.float()
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         value = np.ma.filled(value.astype(np.float64), np.nan)
@@ -3501,7 +3501,7 @@ def _as_array(value: Any) -> npt.NDArray[Any]:
 
 
 def _as_float(value: Any) -> float:
-    """One number as a float; an int beyond its range becomes an infinity."""
+    """Return one number as a float; an int out of range becomes an infinity."""
     if not isinstance(value, (int, float)):
         array = _as_array(value)
         if array.size != 1:
@@ -3513,7 +3513,7 @@ def _as_float(value: Any) -> float:
         return math.inf if value > 0 else -math.inf
 
 
-# As in _crc_records: numpy sums blocks, and of a record only the bytes that change.
+# As in _crc_records, for blocks of bytes, or only for the bytes of a record that vary.
 _CRC_BLOCK: Final = 256  # bytes
 _CRC_LOOKUP: Final = _make_crc_lookup(_CRC_BLOCK, _CRC32C)
 _CRC_OFFSETS: Final = np.arange(0, _CRC_BLOCK * 256, 256)
@@ -3521,11 +3521,11 @@ _CRC_FIRST: Final = _CRC_LOOKUP[:4].tolist()
 
 
 def _crc32c(data: bytes) -> int:
-    """CRC-32C of at least 4 bytes."""
+    """Return the CRC-32C of at least 4 bytes."""
     blocks = np.zeros((-(-len(data) // _CRC_BLOCK), _CRC_BLOCK), np.uint8)
     used = blocks.reshape(-1)[-len(data) :]  # zeros in front add nothing
     used[:] = np.frombuffer(data, np.uint8)
-    used[:4] ^= 255  # a CRC starts from ones, which enter with the first 4 bytes
+    used[:4] ^= 255  # a CRC starts from all ones: the same as inverting 4 bytes
     t0, t1, t2, t3 = _CRC_FIRST
     crc = 0
     for start in range(0, len(blocks), 256):  # 64 KiB at a time, to save memory
@@ -3541,7 +3541,7 @@ def _mask_crc(crc: int) -> bytes:
 
 
 def _encode_tfrecord(data: bytes) -> bytes:
-    """Frame as TFRecord: length, its masked CRC, data, their masked CRC."""
+    """Frame data as a TFRecord: length, its masked CRC, data, its masked CRC."""
     length = struct.pack("<Q", len(data))
     return length + _mask_crc(_crc32c(length)) + data + _mask_crc(_crc32c(data))
 
@@ -3565,7 +3565,7 @@ def _pb_double(field: int, x: float) -> bytes:
 
 
 def _pb_float(field: int, x: float) -> bytes:
-    """Encode as float32; what that cannot hold becomes an infinity."""
+    """Encode as float32; a number out of range becomes an infinity."""
     try:
         packed = struct.pack("<f", x)
     except OverflowError:
@@ -3585,7 +3585,7 @@ def _encode_event(wall_time: float, step: int, values: bytes) -> bytes:
 
 
 def _encode_file_version(wall_time: float, version: int = 2) -> bytes:
-    """The first record of every file."""
+    """Return the first record of every file."""
     name = f"brain.Event:{version}"
     return _encode_tfrecord(_pb_double(1, wall_time) + _pb_bytes(3, name))
 
@@ -3593,16 +3593,16 @@ def _encode_file_version(wall_time: float, version: int = 2) -> bytes:
 def _encode_value(
     tag: str, data: bytes, plugin: str = "", content: bytes = b""
 ) -> bytes:
-    """One of an Event's values; ``plugin`` is who shows it."""
+    """Encode a value of an Event; ``plugin`` is the part of TensorBoard to show it."""
     if not isinstance(tag, str):
-        raise TypeError(f"a tag is a str, got {tag!r}")
+        raise TypeError(f"a tag must be a str, got {tag!r}")
     if plugin:
         data += _pb_bytes(9, _pb_bytes(1, _pb_bytes(1, plugin) + _pb_bytes(2, content)))
     return _pb_bytes(1, _pb_bytes(1, tag) + data)
 
 
 def _encode_tensor(values: npt.NDArray[Any] | bytes, shape: Sequence[int]) -> bytes:
-    """Value.tensor: float32 numbers, or one string."""
+    """Encode Value.tensor: float32 numbers, or one string."""
     dims = b"".join(_pb_bytes(2, _pb_int(1, size)) for size in shape)
     if isinstance(values, bytes):
         data = _pb_int(1, 7) + _pb_bytes(8, values)  # DT_STRING
@@ -3612,7 +3612,7 @@ def _encode_tensor(values: npt.NDArray[Any] | bytes, shape: Sequence[int]) -> by
 
 
 def _encode_png(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """PNG of shape (height, width, channels), with 1, 3 or 4 channels."""
+    """Encode pixels of shape (height, width, channels), 1, 3 or 4 channels, as PNG."""
     height, width, channels = pixels.shape
     lines = np.zeros((height, 1 + width * channels), np.uint8)  # each with filter 0
     lines[:, 1:] = pixels.reshape(height, -1)
@@ -3634,7 +3634,7 @@ def _encode_image(tag: str, shape: tuple[int, ...], encoded: bytes) -> bytes:
 def _encode_hparams(
     hparams: Mapping[str, object], group_name: str, start_time: float
 ) -> bytes:
-    """Value that makes the run a row of the HPARAMS tab, metrics being its scalars.
+    """Encode a value that adds the run to the HPARAMS tab, its scalars as metrics.
 
     None and NaN are left out: the tab shows them as missing.
     """
@@ -3663,7 +3663,7 @@ def _encode_session(what: str, field: int, info: bytes) -> bytes:
 
 
 def _encode_layout(layout: Mapping[str, Mapping[str, Sequence[Any]]]) -> bytes:
-    """Value for the CUSTOM SCALARS tab: ``{category: {title: [kind, tags]}}``."""
+    """Encode ``{category: {title: [kind, tags]}}`` for the CUSTOM SCALARS tab."""
     encoded = b""
     for category, charts in _expect(layout, "items", "a dict of dicts").items():
         message = _pb_bytes(1, category)
@@ -3685,20 +3685,19 @@ def _encode_layout(layout: Mapping[str, Mapping[str, Sequence[Any]]]) -> bytes:
     return _encode_value("custom_scalars__config__", tensor, "custom_scalars")
 
 
-# A record of scalars is constant but for its numbers, and so is most of its CRC. It
-# ends with the last value, the wall time and the step, padded to five bytes. What a
-# byte of these adds to the CRC is looked up in one expression: a loop takes twice as
-# long.
+# In a record of scalars only the numbers vary, so most of its CRC is constant. It ends
+# with the last value, the wall time and the step, padded to five bytes. What these
+# bytes add to the CRC is looked up in one expression: a loop takes twice as long.
 _SCALAR_END: Final = struct.Struct("<fBdBB")  # value, key, wall time, key, step % 128
 _V0, _V1, _V2, _V3, _, _W0, _W1, _W2, _W3, _W4, _W5, _W6, _W7, _, _S0, *_S_HIGH = (
     _CRC_LOOKUP[-19:].tolist()
 )
-_LOOP_MAX: Final = 120  # bytes that a loop looks up in less time than numpy
+_LOOP_MAX: Final = 120  # bytes; up to here a loop is faster than numpy
 
 
 @functools.lru_cache(maxsize=64)
 def _encode_high_step(high: int) -> tuple[bytes, int]:
-    """Four bytes of a step, all but the lowest; what they add to the CRC."""
+    """Return the four upper bytes of a step, and what they add to the CRC."""
     if not 0 <= high < 2**28:
         raise OverflowError
     encoded = bytes([*(high >> shift & 127 | 128 for shift in (0, 7, 14)), high >> 21])
@@ -3707,7 +3706,7 @@ def _encode_high_step(high: int) -> tuple[bytes, int]:
 
 
 class _ScalarRecord:
-    """Record with a scalar for each tag, all of one step."""
+    """Encoder of records that have one scalar for each tag, all of the same step."""
 
     def __init__(self, *tags: str) -> None:
         self._tags = tags
@@ -3721,7 +3720,7 @@ class _ScalarRecord:
         pieces[0] = length + summary.removesuffix(joined) + pieces[0]
         self._pieces = [x for piece in pieces for x in (piece, b"")][:-1]
         self._crc = _crc32c(data)
-        # of the numbers before the last, which is in the record's end
+        # of the numbers except the last, which _SCALAR_END holds
         ends = len(summary) - len(joined) + np.cumsum([*map(len, values)])
         places = (ends[:-1, None] + np.arange(-4, 0)).ravel()
         self._pack = struct.Struct(f"<{len(tags) - 1}f").pack
@@ -3737,7 +3736,7 @@ class _ScalarRecord:
             high_step, crc = _encode_high_step(step >> 7)
             end = _SCALAR_END.pack(values[-1], 0x09, wall_time, 0x10, step & 127 | 128)
             numbers = self._pack(*values[:-1]) if len(values) > 1 else b""
-        except OverflowError:  # no float32, or no step of five bytes
+        except OverflowError:  # no float32, or a step that five bytes cannot hold
             summary = b"".join(
                 _encode_value(tag, _pb_float(2, _as_float(value)))
                 for tag, value in zip(self._tags, values)
@@ -3762,12 +3761,12 @@ class _ScalarRecord:
 ###############################################################################
 # Event writer
 ###############################################################################
-# One os.write per event, of whole records, to a file that only this writer appends to:
-# TensorBoard never reads past a torn record, so nothing may ever come after one.
+# Each event is one os.write of whole records, to a file that only this writer appends
+# to. TensorBoard never reads past a torn record, so nothing may ever follow one.
 
-_NO_FILE: Final = -1  # in place of a file's size; also where its end is unknown
-_RECORDS_MAX: Final = 4096  # kept per writer
-# An event without values at the last step there is: the next one goes back.
+_NO_FILE: Final = -1  # size while there is no file, or while its end is unknown
+_RECORDS_MAX: Final = 4096  # encoders kept per writer
+# An event without values at the highest possible step: any event after it goes back.
 _GO_BACK: Final = _encode_tfrecord(_pb_bytes(5, b"") + _pb_int(2, 2**63 - 1))
 _HISTOGRAM_LIMITS: Final = 1e-12 * 1.1 ** np.arange(774)  # to 1e20, as TensorFlow
 
@@ -3775,9 +3774,9 @@ _HISTOGRAM_LIMITS: Final = 1e-12 * 1.1 ** np.arange(774)  # to 1e20, as TensorFl
 def _as_pixels(
     images: Any, dataformats: str, allowed: Sequence[str], across: int = 8
 ) -> npt.NDArray[np.uint8]:
-    """Pixels as uint8 of shape (time, height, width, channels), N made into a grid.
+    """Return uint8 pixels, shape (time, height, width, channels), with N as a grid.
 
-    Floats and bools are scaled from 0..1, ints are pixels; both are clipped.
+    Floats and bools are scaled from 0..1, ints are taken as they are; both are clipped.
     """
     array, order = _as_array(images), dataformats.upper()
     if sorted(order) not in map(sorted, allowed) or len(order) != array.ndim:
@@ -3808,23 +3807,23 @@ def _encode_tsv(lines: Iterable[Iterable[Any]]) -> bytes:
 
 
 _BESIDE: Final = (
-    "that takes more than numpy. Use tensorboardX's or torch's beside this one, "
+    "that takes more than numpy. Use tensorboardX's or torch's beside this one, as "
     "SummaryWriter(writer.get_logdir()); TensorBoard shows what both write"
 )
 
 
 class EventWriter:
-    """Write TensorBoard events: tensorboardX's ``SummaryWriter``, durable and fast.
+    """Writer of TensorBoard events, with the methods of tensorboardX's SummaryWriter.
 
     An event is in its file when the call returns: there is no thread and no queue. Tags
-    are kept as given; a step of None is 0. Arrays may be numpy's, torch's, jax's or
-    lists. Refused input writes nothing. Nothing is made on disk before the first event,
-    and no file is continued: a new writer, or an event after ``close()``, starts a new
-    one. Threads may share a writer; a forked child may not.
+    are kept as given; a step of None means 0. Arrays may come from numpy, torch or jax,
+    or be lists. Refused input writes nothing. Nothing is created on disk before the
+    first event, and no file is continued: a new writer, or an event after ``close()``,
+    starts a new one. Threads may share a writer; a forked child may not use it.
 
     ``logdir`` (or ``log_dir``) defaults to ``runs/<date>_<host><comment>``.
-    ``purge_step`` hides what a resumed run's earlier files have from this step on.
-    ``write_to_disk=False`` only checks arguments. These are taken, and change nothing:
+    ``purge_step`` hides the events of a resumed run's earlier files from this step on.
+    ``write_to_disk=False`` only checks arguments. Accepted, but without effect, are
     ``max_queue``, ``flush_secs``, ``comet_config`` and further arguments here,
     ``new_style`` and ``double_precision`` of add_scalar, ``num_thresholds`` and
     ``weights`` of add_pr_curve_raw.
@@ -3846,10 +3845,10 @@ class EventWriter:
         self._write_to_disk = write_to_disk
         # step and time of events that are given none; see use_metadata
         self._defaults: tuple[Any, float | None] = (0, None)
-        self._sub_writers: dict[str, EventWriter] = {}  # by name, of add_scalars
-        self._records: dict[tuple[str, ...], _ScalarRecord] = {}
-        self._run: _Run | None = None  # of a Store's writer
-        self._go_back = b""  # comes before a tag's first event; see _continue
+        self._sub_writers: dict[str, EventWriter] = {}  # by name; see add_scalars
+        self._records: dict[tuple[str, ...], _ScalarRecord] = {}  # by prefix and names
+        self._run: _Run | None = None  # set if a Store owns the writer
+        self._go_back = b""  # written before a tag's first event; see _continue
         self._is_holding, self._held = False, b""  # records; see _all_or_none
         self._pid, self._forks = os.getpid(), _forks
         self._guard = _Guard(f"an event of {self.logdir}")
@@ -3858,14 +3857,14 @@ class EventWriter:
         self._size = _NO_FILE  # bytes of whole records
 
     def _continue(self, run: _Run) -> None:
-        """Write for a run: if it has events, ours take the place of those we repeat.
+        """Write for a run, and replace those of its events that are logged again.
 
-        A run that was killed and started again from a checkpoint logs some steps
-        again. Of each tag, this writer's first event drops what earlier files have
-        from its step on. TensorBoard's fast loader does so by itself. Its slow loader
-        does so when a step goes back, in files of version 1, so the writer lets it
-        (``_GO_BACK``). A SessionLog.START, made for this, drops all tags: a result
-        logged at step 0 of a finished run would take the curves with it.
+        A run that was killed and restarted from a checkpoint logs some steps again. A
+        tag's first event from this writer must hide the tag's earlier events from that
+        step on. TensorBoard's fast loader does so by itself. Its slow loader does so,
+        in files of version 1, when the step goes back, as after ``_GO_BACK``. A
+        SessionLog.START, meant for this, hides all tags: a result logged at step 0 of
+        a finished run would remove the curves.
         """
         self._run = run
         run.event_writers.add(self)
@@ -3874,7 +3873,7 @@ class EventWriter:
                 self._go_back = _GO_BACK
 
     def _resolve(self, global_step: Any, walltime: float | None) -> tuple[float, int]:
-        """Wall time and step of an event."""
+        """Return the wall time and step of an event."""
         default_step, default_time = self._defaults
         step = int(default_step if global_step is None else global_step)
         if not -(2**63) <= step < 2**63:
@@ -3905,7 +3904,7 @@ class EventWriter:
     def _append(self, records: bytes) -> None:
         """Write all of the records, or raise and leave none of them."""
         if self._forks != _forks or not self._write_to_disk:
-            # before the lock, which a thread may have held that was not forked
+            # before taking the lock, which a thread of the parent may hold forever
             self._check_process()
             self._held += records if self._is_holding else b""
             return
@@ -3913,7 +3912,7 @@ class EventWriter:
         with guard.lock:
             if guard.is_busy:
                 guard.refuse_again()
-            size, self._size = self._size, _NO_FILE  # unless we come to the end
+            size, self._size = self._size, _NO_FILE  # unknown until the write is done
             try:
                 guard.is_busy = True
                 if size <= 0:
@@ -3926,7 +3925,7 @@ class EventWriter:
             except StorageError:  # of _open
                 raise
             except OSError as err:
-                with contextlib.suppress(OSError):  # if it fails: a new file next
+                with contextlib.suppress(OSError):  # else the next event opens a file
                     os.ftruncate(self._fd, size)
                     self._size = size
                 what = "an event could not be written; the file has all others"
@@ -3936,7 +3935,7 @@ class EventWriter:
 
     @contextlib.contextmanager
     def _all_or_none(self) -> Iterator[EventWriter]:
-        """Give a writer whose events come into the files at the end of ``with``."""
+        """Yield a writer whose events are written together, at the end of ``with``."""
         holder = EventWriter(self.logdir, write_to_disk=False)
         holder._is_holding, holder._defaults = True, self._defaults
         yield holder
@@ -3946,13 +3945,13 @@ class EventWriter:
                 writer._append(writer._go_back + held._held)
 
     def _encode_start(self) -> bytes:
-        """Records that come before a file's first event."""
+        """Return the records that come before a file's first event."""
         now = time.time()
         start = _encode_file_version(now, 1 if self._go_back else 2)
         if self._purge_step is not None:
             session = _pb_bytes(7, _pb_int(1, 1))  # SessionLog.START
             purge = _pb_double(1, now) + _pb_int(2, self._purge_step) + session
-            # TensorBoard passes over a run's first
+            # twice, as TensorBoard ignores the first of a run
             start += _encode_tfrecord(purge) * 2
         return start
 
@@ -3961,7 +3960,7 @@ class EventWriter:
         self._close_file()
         if self._run is not None:
             if self._run.refusal or self._run.is_lost():
-                self._run.claim()  # raises: another run may have the name
+                self._run.claim()  # raises, as another run may have this path now
             if self._run._lock_fd < 0 and _has_writer(self._run.path):
                 raise WriteRefusedError(
                     f"{self._run.path} is being written by another process, and events "
@@ -3970,7 +3969,7 @@ class EventWriter:
             root = os.path.join(os.path.realpath(self._run.path), "")
             if not os.path.realpath(self._root).startswith(root):
                 raise WriteRefusedError(
-                    f"{self.logdir} leads out of its run; replace the link by a "
+                    f"{self.logdir} leads out of its run; replace the link with a "
                     "directory"
                 )
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | _O_BINARY
@@ -3986,38 +3985,38 @@ class EventWriter:
     def _check_process(self) -> None:
         if self._forks != _forks:
             raise WriteRefusedError(
-                f"the writer of {self.logdir} is process {self._pid}'s; make another "
-                "EventWriter in the forked child, or log from the parent"
+                f"the writer of {self.logdir} belongs to process {self._pid}; make "
+                "another EventWriter in the forked child, or log from the parent"
             )
 
     def flush(self) -> None:
-        """Do nothing: every event is written already."""
+        """Do nothing: every event has been written already."""
 
     def close(self) -> None:
         """Close the file; adding another event starts a new one.
 
         Raises:
-            StorageError: The disk had no room for what was written, as a network
-                file system may find out only now. The files are closed all the same.
+            StorageError: The disk was full, which a network file system may report
+                only now. The files are closed all the same.
         """
         if self._forks != _forks:
             return
-        with contextlib.ExitStack() as closing:  # goes on to the rest if one fails
+        with contextlib.ExitStack() as closing:  # closes the others if one fails
             for writer in [*self._sub_writers.values()]:
                 closing.callback(writer.close)
             with self._guard.lock:
-                if not self._guard.is_busy:  # else called by a signal handler
+                if not self._guard.is_busy:  # else a signal handler called it
                     self._size = _NO_FILE
                     self._close_file()
 
     def _close_file(self) -> None:
-        fd, self._fd = self._fd, -1  # forgotten first: another file may get the number
+        fd, self._fd = self._fd, -1  # reset first: another file may get the number
         with _as_storage_error(self._path, "events may be lost"):
             _close_all(fd)
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if not is_finalizing():  # else what close() needs may be gone
-            with contextlib.suppress(AttributeError, StorageError):  # half made
+            with contextlib.suppress(AttributeError, StorageError):  # __init__ failed
                 self.close()
 
     def __enter__(self) -> EventWriter:
@@ -4056,14 +4055,14 @@ class EventWriter:
         """Log a protobuf ``Event``, at its own step unless one is given."""
         _expect(event, "SerializeToString", "a protobuf Event")
         wall_time, step = self._resolve(event.step if step is None else step, walltime)
-        end = _pb_double(1, wall_time) + _pb_int(2, step)  # the last of a field counts
+        end = _pb_double(1, wall_time) + _pb_int(2, step)  # override earlier fields
         self._append_event(event.SerializeToString() + end)
 
     @contextlib.contextmanager
     def use_metadata(
         self, *, global_step: int | None = None, walltime: float | None = None
     ) -> Iterator[EventWriter]:
-        """Set the step and time of events that are given none, inside ``with``."""
+        """Set the step and time, inside ``with``, of events that are given none."""
         before, self._defaults = self._defaults, (global_step or 0, walltime)
         try:
             yield self
@@ -4079,7 +4078,7 @@ class EventWriter:
         summary_description: str = "", new_style: bool = False,
         double_precision: bool = False,
     ) -> None:
-        """Log one number, always as float32: the one form all of TensorBoard shows."""
+        """Log one number, as float32: the only form that all of TensorBoard shows."""
         value = scalar_value if type(scalar_value) is float else _as_float(scalar_value)
         wall_time, step = self._resolve(global_step, walltime)
         if display_name or summary_description:
@@ -4118,7 +4117,7 @@ class EventWriter:
             writer._is_holding = self._is_holding
             if self._run is not None:
                 writer._continue(self._run)
-            self._sub_writers.setdefault(name, writer)  # of two threads, one wins
+            self._sub_writers.setdefault(name, writer)  # the first of two threads wins
         return self._sub_writers[name]
 
     def _add_scalar_row(
@@ -4126,7 +4125,7 @@ class EventWriter:
     ) -> None:
         """Log a table's row as one event; its tags are ``table/<column>``.
 
-        ``values`` are those of ``row`` as the table takes them, bytes for texts.
+        ``values`` are those of ``row`` as the table converted them: texts are bytes.
         """
         if not row:
             return
@@ -4151,10 +4150,10 @@ class EventWriter:
         bins: Any = "tensorflow", walltime: float | None = None,
         max_bins: int | None = None,
     ) -> None:
-        """Log a distribution, without its NaN and infinities (warns).
+        """Log a distribution, except NaN and infinities, of which it warns.
 
-        ``bins`` is as for ``numpy.histogram``, or TensorFlow's, each 10 % wider than
-        the one before; neighbours are joined until there are at most ``max_bins``.
+        ``bins`` is as for ``numpy.histogram``; "tensorflow" makes each 10 % wider than
+        the one before. Neighbours are joined until there are at most ``max_bins``.
         """
         array = _as_array(values).astype(np.float64).ravel()
         finite = array[np.isfinite(array)]
@@ -4164,7 +4163,7 @@ class EventWriter:
             raise ValueError(f"histogram {tag!r} has no finite value")
         low, high = finite.min(), finite.max()
         if isinstance(bins, str) and bins == "tensorflow":
-            # From lowest to highest: TensorBoard shows empty outer bins backward.
+            # From lowest to highest: TensorBoard draws empty outer bins backward.
             bins = np.r_[-_HISTOGRAM_LIMITS[::-1], 0, _HISTOGRAM_LIMITS]
             bins = np.r_[low, bins[(low < bins) & (bins < high)], high]
         counts, edges = np.histogram(finite, bins)
@@ -4182,7 +4181,7 @@ class EventWriter:
         sum_squares: float, bucket_limits: Any, bucket_counts: Any,
         global_step: Any = None, walltime: float | None = None,
     ) -> None:
-        """Log a distribution counted elsewhere; limits are the bins' right edges."""
+        """Log a histogram computed elsewhere; limits are the bins' right edges."""
         limits, counts = _as_array(bucket_limits), _as_array(bucket_counts)
         if limits.ndim != 1 or limits.shape != counts.shape:
             raise ValueError(f"limits of {limits.shape}, counts of {counts.shape}")
@@ -4207,7 +4206,7 @@ class EventWriter:
         if n < 2 or not ((scores >= 0) & (scores <= 1)).all():
             raise ValueError("expected 2 or more thresholds and predictions in 0..1")
         bins = (scores * (n - 1)).astype(np.int64)
-        tp, fp = (  # weight of the examples of either label, at or above a threshold
+        tp, fp = (  # weight of examples of either label at or above each threshold
             np.bincount(bins, x * weight, minlength=n)[::-1].cumsum()[::-1]
             for x in (truth, 1 - truth)
         )
@@ -4222,8 +4221,8 @@ class EventWriter:
         recall: Any, global_step: Any = None, num_thresholds: int = 127,
         weights: Any = None, walltime: float | None = None,
     ) -> None:
-        """Log a curve counted elsewhere; each array has a value per threshold."""
-        curve = np.stack([_as_array(x) for x in (  # refuses different shapes
+        """Log a curve computed elsewhere; each array has a value per threshold."""
+        curve = np.stack([_as_array(x) for x in (  # raises if shapes differ
             true_positive_counts, false_positive_counts, true_negative_counts,
             false_negative_counts, precision, recall)])
         if curve.ndim != 2:
@@ -4238,7 +4237,7 @@ class EventWriter:
     ) -> None:
         """Log an image of 1, 3 or 4 channels; ints are 0..255, floats 0..1.
 
-        ``dataformats`` orders its axes: CHW, HWC, HW; with N a grid, 8 in a row.
+        ``dataformats`` names the axes: CHW, HWC, HW; with N, a grid of 8 per row.
         """
         image = _as_pixels(img_tensor, dataformats, ("HW", "CHW", "NCHW"))[0]
         encoded = _encode_image(tag, image.shape, _encode_png(image))
@@ -4248,7 +4247,7 @@ class EventWriter:
         self, tag: str, img_tensor: Any, global_step: Any = None,
         walltime: float | None = None, dataformats: str = "NCHW",
     ) -> None:
-        """Log a grid of images; for a list of them dataformats may be without N."""
+        """Log a grid of images; for a list of images, dataformats may omit N."""
         if isinstance(img_tensor, (list, tuple)) and "N" not in dataformats.upper():
             dataformats = "N" + dataformats
         self.add_image(tag, img_tensor, global_step, walltime, dataformats)
@@ -4257,19 +4256,19 @@ class EventWriter:
         self, tag: str, figure: Any, global_step: Any = None, close: bool = True,
         walltime: float | None = None,
     ) -> None:
-        """Log a matplotlib figure, or a grid of them; ``close`` them in pyplot."""
+        """Log a matplotlib figure or a grid of figures; ``close``: also in pyplot."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
         figures = figure if isinstance(figure, (list, tuple)) else [figure]
         images = []
         for item in figures:
             shown = _expect(item, "canvas", "matplotlib figures").canvas
-            canvas: Any = FigureCanvasAgg(item)  # takes the place of the one shown
+            canvas: Any = FigureCanvasAgg(item)  # replaces the figure's own for now
             canvas.draw()
             images.append(np.asarray(canvas.buffer_rgba())[..., :3])
             item.set_canvas(shown)
         self.add_images(tag, images, global_step, walltime, "HWC")
-        pyplot: Any = sys.modules.get("matplotlib.pyplot")  # else none is open in it
+        pyplot: Any = sys.modules.get("matplotlib.pyplot")  # None: it has no figures
         for item in figures if close and pyplot else ():
             pyplot.close(item)
 
@@ -4277,13 +4276,13 @@ class EventWriter:
         self, tag: str, vid_tensor: Any, global_step: Any = None, fps: float = 4,
         walltime: float | None = None, dataformats: str = "NTCHW",
     ) -> None:
-        """Log an animated GIF, N videos as a grid; pixels as in add_image."""
+        """Log a video as an animated GIF, N as a grid; pixels are as in add_image."""
         try:
             from PIL import Image
         except ImportError as err:
             raise ImportError("add_video needs Pillow: pip install pillow") from err
         pixels = _as_pixels(vid_tensor, dataformats, ("NTCHW",))
-        is_gray = pixels.shape[-1] == 1  # Pillow wants no axis for that
+        is_gray = pixels.shape[-1] == 1  # Pillow takes these without the last axis
         first, *others = map(Image.fromarray, pixels[..., 0] if is_gray else pixels)
         gif, ms = io.BytesIO(), 1000 / fps
         first.save(gif, "GIF", save_all=True, append_images=others, duration=ms, loop=0)
@@ -4294,9 +4293,9 @@ class EventWriter:
         self, tag: str, snd_tensor: Any, global_step: Any = None,
         sample_rate: int = 44100, walltime: float | None = None,
     ) -> None:
-        """Log sound as 16-bit WAV: int16 is kept, all else clipped to -1..1.
+        """Log sound as 16-bit WAV: int16 is kept, other types are clipped to -1..1.
 
-        Shape (samples,), (samples, channels), or torch's (1, samples).
+        Shape (samples,), (samples, channels), or, as in torch, (channels, samples).
         """
         sound = _as_array(snd_tensor)
         if sound.ndim == 1:
@@ -4319,7 +4318,7 @@ class EventWriter:
         self, tag: str, text_string: str, global_step: Any = None,
         walltime: float | None = None,
     ) -> None:
-        """Log Markdown; ``/text_summary`` is put to the tag, as tensorboardX does."""
+        """Log Markdown; adds ``/text_summary`` to the tag, as tensorboardX does."""
         if not isinstance(text_string, str):
             raise TypeError(f"expected a str, got {text_string!r:.80}")
         tensor = _encode_tensor(text_string.encode(), (1,))
@@ -4334,7 +4333,7 @@ class EventWriter:
         """Log hyperparameters and results for the HPARAMS tab.
 
         They belong to this run, or to a sub-run called ``name`` (torch: ``run_name``).
-        TensorBoard takes a run's first ones and finds their domain by itself.
+        TensorBoard shows a run's first ones, and finds their domains by itself.
         """
         wall_time, step = self._resolve(global_step, None)
         values = _encode_hparams(_expect(hparam_dict, "items", "dicts"), "", wall_time)
@@ -4346,9 +4345,9 @@ class EventWriter:
     def add_custom_scalars(
         self, layout: Mapping[str, Mapping[str, Sequence[Any]]]
     ) -> None:
-        """Lay out CUSTOM SCALARS, once: ``{category: {title: ["Multiline", tags]}}``.
+        """Lay out the CUSTOM SCALARS tab, once: ``{category: {title: chart}}``.
 
-        Also ``["Margin", [value, lower, upper]]``, a line within a band.
+        A chart is ``["Multiline", tags]`` or ``["Margin", [value, lower, upper]]``.
         """
         self._add(_encode_layout(layout), None, None)
 
@@ -4369,10 +4368,10 @@ class EventWriter:
         global_step: Any = None, tag: str = "default",
         metadata_header: Sequence[str] | None = None,
     ) -> None:
-        """Show the rows of ``mat`` in the PROJECTOR tab: files in logdir, no event.
+        """Show the rows of ``mat`` in the PROJECTOR tab, by files in logdir.
 
-        ``metadata`` has a label per row (with ``metadata_header`` a list of labels),
-        ``label_img`` a square image, NCHW.
+        ``metadata`` has a label per row (or, with ``metadata_header``, a list of
+        labels), ``label_img`` a square image per row, NCHW.
         """
         self._check_process()
         points, (_, step) = _as_array(mat), self._resolve(global_step, None)
@@ -4383,7 +4382,7 @@ class EventWriter:
                 raise ValueError(f"{len(labels)} labels for {len(points)} points")
         folder = urllib.parse.quote(tag, safe="").replace(".", "%2E")
         folder = f"{step:05d}/{folder}"
-        # a protobuf text is quoted like JSON
+        # strings in protobuf's text format are quoted as in JSON
         name = json.dumps(f"{tag}:{step:05d}", ensure_ascii=False)
         config = f'tensor_name: {name}\ntensor_path: "{folder}/tensors.tsv"\n'
         files = {"tensors.tsv": _encode_tsv(points.tolist())}
@@ -4407,7 +4406,7 @@ class EventWriter:
             os.makedirs(f"{self._root}/{folder}", exist_ok=True)
             for file_name, data in files.items():
                 _write_file(f"{self._root}/{folder}/{file_name}", data, sync=False)
-            # Last, as it names the others.
+            # Last, as it names the other files.
             with open(f"{self._root}/projector_config.pbtxt", "ab") as file:
                 file.write(f"embeddings {{\n{config}}}\n".encode())
 
