@@ -417,10 +417,7 @@ def has_tensorboard(dirname: str) -> bool:
 
 
 def mkdirp(x: str, should_msg: bool = False) -> None:
-    """Make directory ``x`` and its parents; if that fails, carry on.
-
-    With ``should_msg`` the reason is logged as a warning.
-    """
+    """Make directory ``x`` with its parents; ignore errors (``should_msg``: warn)."""
     try:
         os.makedirs(x)
     except OSError as err:
@@ -477,10 +474,7 @@ def _dated_path(path: str) -> str:
 
 
 def _open_above_2(path: str, flags: int) -> int:
-    """Open a file, but never as descriptor 0, 1 or 2, even if one of these is free.
-
-    Output of C code (torch's warnings, say) would be written into it.
-    """
+    """Open a file, but not as a free descriptor 0 to 2: C code may print into those."""
     fd = os.open(path, flags, 0o666)
     if fd <= 2 and fcntl is not None:
         fd, low = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3), fd
@@ -1248,8 +1242,7 @@ def _frame(
 ) -> pd.DataFrame:
     """Return rows as a frame with index 0..n-1, by default text in pandas' str dtype.
 
-    Of each part, only the wanted columns are kept in memory. ``capacity`` is a guess
-    at the number of rows.
+    Only the wanted columns are kept in memory. ``capacity`` estimates the row count.
     """
     schema = _decode_header(header)
     wanted = schema.columns if columns is None else columns
@@ -1377,8 +1370,7 @@ class _TableFile:
         offset = self.schema.offset(first)
         record = _read_at(self._rows_fd, self.schema.record_size, offset)
         start = int(np.frombuffer(record, self.schema.dtype)["start"][0])
-        # just outside of the text is as bad as far outside
-        return max(0, min(start, self._text_size + 1))
+        return max(0, min(start, self._text_size + 1))  # one byte outside is bad enough
 
     def read(self, first: int, count: int, start: int) -> _Rows:
         """Read records; return those before the first bad one."""
@@ -1850,8 +1842,7 @@ def _serve_originals() -> None:
     Fork another when it died, or met a bad store.h5, which may have done more harm
     than the error shows.
     """
-    # PyTables unpickles attributes through this name
-    pickle.loads = lambda data, **_: _load_plain(data)
+    pickle.loads = lambda data, **_: _load_plain(data)  # PyTables calls this
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what C code prints must not mix with the answers
     # load what is loaded at first use: later no further file can be opened
@@ -2187,9 +2178,7 @@ class _History:
         self.is_kept = True
         self.has_begun = False
         self._run_dir = run_dir
-        # id of the exception that was being handled at the beginning: a run that is
-        # opened in an except block does not fail because of it
-        self._handled = 0
+        self._handled = 0  # id of an exception being handled when the run began
 
     def begin(self) -> None:
         """Record who writes the run, at its first write."""
@@ -2221,12 +2210,12 @@ class _History:
         self.has_begun = False
         facts: dict[str, Callable[[], Any]] = {}
         is_exit = isinstance(err, SystemExit) and not err.code
+        # a run opened in an except block did not fail because of that exception
         if err is not None and not is_exit and id(err) != self._handled:
             status = "interrupted" if isinstance(err, KeyboardInterrupt) else "failed"
             facts["error"] = lambda: _one_line(err)
             facts["trace"] = lambda: "".join(traceback.format_exception(err))[-10_000:]
-        # ru_maxrss is in bytes on macOS, else in KB
-        shift = 20 if sys.platform == "darwin" else 10
+        shift = 20 if sys.platform == "darwin" else 10  # to MB, from bytes or else KB
         self._append(
             status=lambda: status,
             **facts,
@@ -3714,8 +3703,7 @@ class _ScalarRecord:
         joined = b"".join(values)
         summary = _pb_bytes(5, joined)
         data = summary + b"\x09" + bytes(8) + b"\x10" + bytes(5)
-        # the number of a value is its last four bytes
-        pieces = [value[:-4] for value in values]
+        pieces = [value[:-4] for value in values]  # without the number, at its end
         length = _encode_tfrecord(data)[:12]
         pieces[0] = length + summary.removesuffix(joined) + pieces[0]
         self._pieces = [x for piece in pieces for x in (piece, b"")][:-1]
@@ -3951,8 +3939,7 @@ class EventWriter:
         if self._purge_step is not None:
             session = _pb_bytes(7, _pb_int(1, 1))  # SessionLog.START
             purge = _pb_double(1, now) + _pb_int(2, self._purge_step) + session
-            # twice, as TensorBoard ignores the first of a run
-            start += _encode_tfrecord(purge) * 2
+            start += _encode_tfrecord(purge) * 2  # TensorBoard ignores a run's first
         return start
 
     def _open(self) -> None:
@@ -4382,8 +4369,7 @@ class EventWriter:
                 raise ValueError(f"{len(labels)} labels for {len(points)} points")
         folder = urllib.parse.quote(tag, safe="").replace(".", "%2E")
         folder = f"{step:05d}/{folder}"
-        # strings in protobuf's text format are quoted as in JSON
-        name = json.dumps(f"{tag}:{step:05d}", ensure_ascii=False)
+        name = json.dumps(f"{tag}:{step:05d}", ensure_ascii=False)  # protobuf's quotes
         config = f'tensor_name: {name}\ntensor_path: "{folder}/tensors.tsv"\n'
         files = {"tensors.tsv": _encode_tsv(points.tolist())}
         if metadata is not None:
@@ -4775,13 +4761,13 @@ class Store:
 ###############################################################################
 # CollectionReader
 ###############################################################################
-# Runs are read in batches by functions of paths, which return bytes and take no
-# state along: so they run as well in a thread, in a process, or on another host.
+# Runs are read in batches, by functions that take paths, return plain data and use no
+# other state. So they can run in a thread, in another process, or on another host.
 
-_EXACT_MAX: Final = 2**53  # of the ints that a float holds exactly
+_EXACT_MAX: Final = 2**53  # a float holds all ints up to this exactly
 _BATCH_SIZE: Final = 250  # runs
-_BATCH_MIN: Final = 12  # runs; fewer cost more than spreading them gains
-_SUMMARY: Final = (  # what CollectionReader.runs() says of each run
+_BATCH_MIN: Final = 12  # runs; a smaller batch costs more than an executor gains
+_SUMMARY: Final = (  # first columns of CollectionReader.runs()
     "status", "started", "seconds", "attempts", "host", "job", "commit", "error",
 )  # fmt: skip
 
@@ -4789,7 +4775,7 @@ _SUMMARY: Final = (  # what CollectionReader.runs() says of each run
 def _read_each(
     read: Callable[..., Any], runs: Mapping[int, Any], *args: Any
 ) -> tuple[dict[int, Any], dict[int, Exception]]:
-    """Return what ``read`` says of runs, and errors, by their numbers."""
+    """Call ``read`` for each run; return results and errors by the runs' numbers."""
     results, errors = {}, {}
     for source, run_dir in runs.items():
         try:
@@ -4800,7 +4786,7 @@ def _read_each(
 
 
 def _read_quickly(path: str, size: int) -> bytes:
-    """Read the first bytes of a file, or of what else is there, if there are any."""
+    """Read the first bytes of a file, whatever kind of file it is."""
     fd = os.open(path, os.O_RDONLY | _O_SAFE)  # so reading does not block
     try:
         return os.read(fd, size)
@@ -4809,9 +4795,9 @@ def _read_quickly(path: str, size: int) -> bytes:
 
 
 def _read_unproven(tables_dir: str, stem: str, source: int) -> _Rows | None:
-    """Read a short table by the fewest calls; None if it takes the careful way.
+    """Read a short table in the fewest calls; return None if it needs more care.
 
-    Rows of a table that was begun afresh before its text was read are not proven by it.
+    The rows are unchecked: mode "w" may have replaced the table between the two reads.
     """
     path = tables_dir + os.sep + stem
     try:
@@ -4839,8 +4825,8 @@ def _read_rows_batch(
 ) -> tuple[list[_Rows], dict[int, Exception]]:
     """Read a table of several runs, joined as bytes.
 
-    Most are short and whole: they are read in the quickest way and proven together.
-    The others, each by itself, are read again with care.
+    Most tables are short and intact: these are read the fast way and checked together.
+    The others are read again, one by one, the careful way.
     """
     stem = _table_stem(name)
     unproven = (
@@ -4861,22 +4847,22 @@ def _read_rows_batch(
 
 
 def _utf8(text: str) -> str:
-    """Return text without lone surrogates, which neither Arrow nor a terminal takes."""
+    """Replace lone surrogates, which neither Arrow nor a terminal accepts."""
     return text.encode(errors="replace").decode()
 
 
 def _plain_rows(rows: _Rows) -> list[dict[str, Any]]:
-    """Return rows as plain values, running no code of whoever wrote them.
+    """Return rows as plain values, without running code of whoever wrote them.
 
-    Left out are values in files of their own, those of other than builtin types, and
-    what is damaged.
+    Leaves out values in files of their own, objects of other than builtin types, and
+    damaged values.
     """
     schema = _decode_header(rows.header)
     plain, end = [], 0
     for record in np.frombuffer(rows.records, schema.dtype).tolist():
         row: dict[str, Any] = {}
         for name, kind, value in zip(schema.columns, schema.kinds, record[1:]):
-            with contextlib.suppress(Exception):  # which a pickle may raise at will
+            with contextlib.suppress(Exception):  # a pickle may raise anything
                 if not kind.code:
                     start, end = end, end + value
                     value = rows.texts[start:end].decode(errors="replace")
@@ -4887,7 +4873,7 @@ def _plain_rows(rows: _Rows) -> list[dict[str, Any]]:
 
 
 def _read_row(run_dir: str, table: str, **which: int) -> dict[str, Any] | None:
-    """Read the first or the last row of a table; None while there is none."""
+    """Read the first or the last row of a table; return None if there is none."""
     with contextlib.suppress(NotFoundError):
         for row in _plain_rows(_read_ends(run_dir, table, **which)[1]):
             return row
@@ -4901,8 +4887,8 @@ def _short_time(seconds: float) -> str:
     return "" if math.isnan(seconds) else f"{seconds:.0f}s"
 
 
-def _look_at(run_dir: str) -> tuple[str, list[dict[str, Any]]]:
-    """Return how a run is, in a word, and its attempts."""
+def _read_status(run_dir: str) -> tuple[str, list[dict[str, Any]]]:
+    """Return the status of a run, and its attempts."""
     history = _read_history(run_dir)
     while attempts := _attempts(history):
         if "status" in attempts[-1]:
@@ -4910,7 +4896,7 @@ def _look_at(run_dir: str) -> tuple[str, list[dict[str, Any]]]:
         if has_writer := _has_writer(run_dir):
             return "running", attempts
         history, last = _read_history(run_dir), history
-        if history != last:  # it ended, or was taken up, between the two looks
+        if history != last:  # it ended, or was continued, since the first look
             continue
         if has_writer is False and attempts[-1].get("boot") == _boot_id():
             return "dead", attempts
@@ -4922,8 +4908,8 @@ def _look_at(run_dir: str) -> tuple[str, list[dict[str, Any]]]:
 
 
 def _summarize(run_dir: str) -> dict[str, Any]:
-    """Return a run's history as one row, of the last attempt; times are still text."""
-    status, attempts = _look_at(run_dir)
+    """Summarize a run's last attempt; "seconds" is the time at which it ended."""
+    status, attempts = _read_status(run_dir)
     last = attempts[-1] if attempts else {}
     git, job = last.get("git", {}), last.get("job", {})
     times = last.get("time"), _now() if status == "running" else last.get("ended")
@@ -4937,7 +4923,7 @@ def _summarize(run_dir: str) -> dict[str, Any]:
 def _summarize_batch(
     runs: Mapping[int, str], params: str, last: Sequence[str]
 ) -> tuple[dict[int, dict[str, Any]], dict[int, Exception]]:
-    """Return a row for each run, as far as it can be read, and what is broken."""
+    """Return a row for each run, as far as it can be read, and the errors."""
     summaries: dict[int, dict[str, Any]] = {}
     errors: dict[int, Exception] = {}
     for source, run_dir in runs.items():
@@ -4960,10 +4946,10 @@ def _summarize_batch(
 
 
 class _Call(functools.partial[Any]):
-    """A call that whoever unpickles it makes.
+    """A call that is made by unpickling it.
 
-    So a worker that cannot import cox meets that in its task, and says so. One that
-    had to know a function of cox to be given the task might die of it, or hang.
+    So a worker that cannot import cox fails inside its task, and reports that. If the
+    task itself were a function of cox, receiving it might kill or hang the worker.
     """
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -4971,9 +4957,9 @@ class _Call(functools.partial[Any]):
 
 
 class CollectionReader:
-    """All runs in a directory, each table of them as one frame.
+    """Reads all runs in a directory; each of their tables becomes one frame.
 
-    No file stays open, and little is kept per run, so tens of thousands are fine.
+    No file stays open and little memory is used per run, so tens of thousands are fine.
 
     Attributes:
         exp_ids: Ids of the runs, sorted.
@@ -4988,20 +4974,20 @@ class CollectionReader:
         skip_errs: bool = False,
         executor: Executor | None = None,
     ) -> None:
-        """List the runs in ``directory``; their files are opened when asked for.
+        """List the runs in ``directory``; their files are opened when needed.
 
         Args:
-            directory: Directory of runs; anything else in it is passed over.
-            log_warnings: Warn where tables of one name have different schemas, and of
-                directories that may not be read.
-            mode: Mode for :meth:`get_store`: ``a`` or ``w`` to write, erasing nothing.
-            exp_filter: Called with each exp_id; takes the run if it returns true.
+            directory: Directory of runs; anything else in it is ignored.
+            log_warnings: Warn if tables of the same name have different schemas, and of
+                directories without permission to read.
+            mode: Mode for :meth:`get_store`; ``w`` is like ``a`` and erases nothing.
+            exp_filter: Called with each exp_id; the run is included if it returns true.
             skip_errs: Leave out runs that cannot be read, with a warning, here and in
                 every :meth:`df`.
-            executor: Threads, processes, dask or MPI to spread the reading over.
+            executor: Runs the reading: threads, processes, dask or MPI.
 
         Raises:
-            NotFoundError: There is no such directory.
+            NotFoundError: There is no such directory, or it is itself a run.
         """
         _check_mode(mode)
         self.directory = os.path.abspath(os.path.expanduser(directory))
@@ -5024,7 +5010,7 @@ class CollectionReader:
 
     @functools.cached_property
     def _headers(self) -> dict[str, dict[bytes, list[str]]]:
-        """Ids of the runs by table and header, read when first asked for."""
+        """Ids of the runs by table and header, read at the first access."""
         known: dict[str, dict[bytes, list[str]]] = {}
         read = functools.partial(_read_each, _read_headers)
         for all_headers, errors in self._read_batches(read, self.exp_ids):
@@ -5066,13 +5052,13 @@ class CollectionReader:
 
     @property
     def schemas(self) -> dict[str, dict[str, Any]]:
-        """The schema of each table; where runs differ, that of the first."""
+        """The schema of each table; if runs differ, that of the first."""
         headers = {name: next(iter(self._headers[name])) for name in self.tables}
         return {name: dict(_decode_header(h).types) for name, h in headers.items()}
 
     @property
     def stores(self) -> Mapping[str, Store]:
-        """The runs by id, each opened when it is asked for."""
+        """The runs as Stores by id, each opened at its first access."""
         return _Lookup(lambda: self.exp_ids, self.get_store)
 
     def close(self) -> None:
@@ -5101,26 +5087,26 @@ class CollectionReader:
         """Read one table of every run, as it is now, into one frame.
 
         Args:
-            key: Name of the table. A warning names runs that have others only.
+            key: Name of the table. A warning lists runs that have only other tables.
             append_exp_id: Add a last column ``exp_id``.
             keep_serialized: OBJECT, PICKLE and PYTORCH_STATE columns to leave as the
                 stored strings. All others are unpickled, which may run code of
                 whoever wrote the runs.
-            union_schemas: Take all columns of all runs, NaN where a run lacks one,
+            union_schemas: Include the columns of all runs, NaN where a run lacks one,
                 instead of raising.
-            exp_filter: Called with each exp_id; takes the run if it returns true.
+            exp_filter: Called with each exp_id; the run is included if it returns true.
             skip_errors: Leave out runs that cannot be read, with a warning.
             ignore_index: Make the index 0 to n-1.
-            columns: Names of the columns to take, or one name; None for all.
+            columns: Names of the columns to include, or one name; None for all.
 
         Returns:
-            Frame with the rows of all runs, in order of exp_id. The index counts
-            within each run, so it repeats.
+            Frame with the rows of all runs, in order of exp_id. The index starts from
+            0 in each run, so its values repeat.
 
         Raises:
             NotFoundError: No run has this table.
-            SchemaError: Columns differ between runs, or there is none of a name in
-                ``columns`` or ``keep_serialized``.
+            SchemaError: Columns differ between runs, or ``columns`` or
+                ``keep_serialized`` names a column that no run has.
             CorruptError: A run cannot be read.
             CoxError: An object in a run cannot be decoded.
         """
@@ -5134,21 +5120,21 @@ class CollectionReader:
             exp_ids[rows.sources[0]]: {*_decode_header(rows.header).columns}
             for rows in groups
         }
-        there = set().union(*names.values())
-        # what keep_serialized names wrongly would be unpickled
-        if unknown := {*keep_serialized, *(columns or ())} - there:
+        known = set().union(*names.values())
+        # with a misspelt name in keep_serialized, the column would be unpickled
+        if unknown := {*keep_serialized, *(columns or ())} - known:
             raise SchemaError(
                 f"table {key!r} has no column {_shorten(sorted(map(repr, unknown)))}. "
-                f"Columns: {_shorten(sorted(there))}"
+                f"Columns: {_shorten(sorted(known))}"
             )
         if not union_schemas:
-            self._check_columns(key, names, there if columns is None else {*columns})
+            self._check_columns(key, names, known if columns is None else {*columns})
         args = exp_ids, keep_serialized, columns
         frames: list[pd.DataFrame] = []
         for rows in groups:
             try:
                 frames.append(self._decode_frame(rows, *args))
-            except CoxError:  # of one run, so decode each by itself
+            except CoxError:  # of one run: decode each by itself
                 parts = _split_rows(rows)
                 by_source, errors = _read_each(self._decode_frame, parts, *args)
                 self._handle_errors(exp_ids, errors, skip_errors)
@@ -5160,7 +5146,7 @@ class CollectionReader:
         if append_exp_id:
             ids = pd.Series(exp_ids, dtype=_text_dtype())
             with warnings.catch_warnings():
-                # of over 100 columns, which here are arrays of their own
+                # of more than 100 columns, each of which is a separate array here
                 warnings.simplefilter("ignore", pd.errors.PerformanceWarning)
                 joined["exp_id"] = ids.array.take(joined.index.to_numpy())
         indexes = _indexes(np.bincount(joined.index).tolist())
@@ -5170,23 +5156,23 @@ class CollectionReader:
     def runs(
         self, params: str = "metadata", last: Collection[str] = ()
     ) -> pd.DataFrame:
-        """Say of every run how it went, with what parameters, and where it is now.
+        """Return the status, parameters and last rows of every run.
 
         Args:
             params: Table whose first row has a run's parameters.
-            last: Tables whose last row to take, as columns ``table/column``. Only
-                that row is read.
+            last: Tables whose last row to include, as columns ``table/column``. No
+                other row is read.
 
         Returns:
-            Frame with a row per run, by exp_id. Columns ``status``, ``started`` and
+            Frame with a row per run, index exp_id. Columns ``status``, ``started`` and
             ``seconds`` (of the last attempt), ``attempts``, ``host``, ``job``,
-            ``commit`` (``+``: with changes), ``error``; then the parameters and last
-            rows, without objects that only code of others could make.
+            ``commit`` (``+``: with uncommitted changes), ``error``; then parameters and
+            last rows, except objects that cannot be decoded without running code.
 
             The status is ``done``, ``failed`` or ``interrupted`` (by an exception),
             ``ended`` (it did not say how), ``running``, ``dead`` (killed), ``silent
-            3h`` (the same, or running where the lock is not seen from here), or empty
-            where the run has no history. What is broken is warned of and left empty.
+            3h`` (killed, or running where the lock is not visible from here), or ""
+            without a history. What cannot be read is left empty, with a warning.
         """
         last = [last] if isinstance(last, str) else list(last)
         rows: list[dict[str, Any]] = []
@@ -5201,18 +5187,18 @@ class CollectionReader:
         name: Any
         for name in "started", "seconds":
             times = pd.to_datetime(frame[name], "coerce", utc=True, format="ISO8601")
-            # anyone may have written them: take years whose nanoseconds fit 64 bits
+            # anyone may have written them: drop those that 64 bits of ns cannot hold
             frame[name] = times.where(times.dt.year.between(1970, 2200))
         # "seconds" still holds the end time, see _summarize
         frame["seconds"] = (frame["seconds"] - frame["started"]).dt.total_seconds()
-        for name in frame.select_dtypes("float"):  # as some runs lack the int
+        for name in frame.select_dtypes("float"):  # or ints that some runs lack
             values = [row.get(name, math.nan) for row in rows]
             if any(isinstance(v, int) and abs(v) > _EXACT_MAX for v in values):
                 frame[name] = pd.Series(values, frame.index, dtype=object)
         return frame
 
     def _read_groups(self, key: str, exp_ids: list[str], skip: bool) -> list[_Rows]:
-        """Read a table of every run, joined by header; say which runs lack it."""
+        """Read a table of every run, joined by header; warn which runs lack it."""
         parts: list[_Rows] = []
         lacking: list[str] = []
         for rows, errors in self._read_batches(_read_rows_batch, exp_ids, key):
@@ -5239,7 +5225,7 @@ class CollectionReader:
         keep_serialized: Collection[str],
         columns: Collection[str] | None,
     ) -> pd.DataFrame:
-        """Return the frame of rows, objects unpickled; its index is their source."""
+        """Return rows as a frame with objects unpickled; the index has the sources."""
         try:
             frame = _frame(rows.header, [rows], rows.nrows, columns)
         except CorruptError as err:
@@ -5268,7 +5254,7 @@ class CollectionReader:
         parent = os.path.join(self.directory, "")
         runs = [(source, parent + exp_id) for source, exp_id in enumerate(exp_ids)]
         count = -(-len(runs) // _BATCH_SIZE) or 1
-        if self._executor:  # a few batches per worker, as one may be the slower
+        if self._executor:  # a few batches per worker, as some workers may be slower
             workers = getattr(self._executor, "_max_workers", 16)
             turns = max(1, min(4, len(runs) // (_BATCH_MIN * workers)))
             count = max(count, min(len(runs), turns * workers))
@@ -5276,12 +5262,13 @@ class CollectionReader:
         batches = [dict(runs[a:b]) for a, b in itertools.pairwise(ends)]
         if self._executor:
             calls = [pickle.dumps(_Call(read, batch, *args)) for batch in batches]
-            # dask takes equal tasks for one; what is behind a pickle is not looked at
+            # dask runs equal tasks only once; loads() ignores what follows a pickle
             calls = [call + os.urandom(8) for call in calls]
             results = self._executor.map(pickle.loads, calls)
         else:
             results = (read(batch, *args) for batch in batches)
-        is_terminal = getattr(sys.stderr, "isatty", bool)()  # it may be None, or a tee
+        # stderr may be None, or an object without isatty()
+        is_terminal = getattr(sys.stderr, "isatty", bool)()
         if is_terminal and importlib.util.find_spec("tqdm"):
             from tqdm import tqdm
 
@@ -5310,7 +5297,7 @@ class CollectionReader:
     def _check_columns(
         self, key: str, names: Mapping[str, set[str]], wanted: set[str]
     ) -> None:
-        """Raise if the columns of runs, by exp_id, differ in more than their order."""
+        """Raise if wanted columns differ between runs; ``names`` has them by exp_id."""
         first, *others = names
         for other in others:
             if differing := (names[first] ^ names[other]) & wanted:
@@ -5323,7 +5310,7 @@ class CollectionReader:
 
 
 def _split_rows(rows: _Rows) -> dict[int, _Rows]:
-    """Return the rows of each source by itself, and at -1 none of them."""
+    """Return the rows of each source separately; at -1, no rows, in case all fail."""
     parts, end = {-1: _slice_rows(rows, 0, 0)}, 0
     for source, count in zip(rows.sources, rows.counts):
         part = _slice_rows(rows, end, end + count)
@@ -5332,7 +5319,7 @@ def _split_rows(rows: _Rows) -> dict[int, _Rows]:
 
 
 def _keep_large_ints(frames: Collection[pd.DataFrame]) -> None:
-    """Make objects of ints of which joining frames would make floats, digits lost."""
+    """Convert large ints to objects where joining frames would make them floats."""
     for name in dict.fromkeys(itertools.chain(*frames)):
         having = [frame for frame in frames if name in frame]
         if len(having) == len(frames) and len({f[name].dtype for f in frames}) == 1:
@@ -5355,23 +5342,23 @@ def _decoding_error(exp_id: str, name: str, err: Exception) -> CoxError:
 ###############################################################################
 # Command line
 ###############################################################################
-# TensorBoard is given a view: a temporary directory with a directory per run, of
-# links to the run's event files and one file of our own for the HPARAMS tab. Nothing
-# in the user's directory is written, and nothing in it is executed; a link in it is
-# not followed, as it may lead to what was never meant to be served.
+# TensorBoard is given a view: a temporary directory with a directory per run, which
+# has links to the run's event files, and copies of its PROJECTOR files and two files
+# of ours for the HPARAMS tab. Nothing in the user's directory is written or executed,
+# and links in it are not followed: they may lead to files not meant to be served.
 # TensorBoard knows a run by its name, so a name once shown stays: a run that starts
-# later is named by what differs then, and a restart names all of them alike.
+# later is named by what differs then. Starting `cox tb` again names all runs alike.
 
 _REFRESH_INTERVAL_S: Final = 1.0
-_READ_AT_ONCE: Final = 500  # runs; of more, the newest show before the others are read
+_READ_AT_ONCE: Final = 500  # runs; the newest are shown before any others are read
 _TAIL_INTERVAL_S: Final = 0.5
 _MTIME_RESOLUTION_NS: Final = 2 * 10**9  # FAT's, the coarsest there is
-_RUN_NAME_MAX: Final = 255  # bytes, as of any file name
+_RUN_NAME_MAX: Final = 255  # bytes, the limit of file names
 _UNSAFE_IN_NAME: Final = re.compile("[/\x00-\x1f\x7f\ud800-\udfff]")
-# Sorts before the run's files: TensorBoard's Python loader does not go back to it.
+# Sorts before the run's files, as TensorBoard's Python loader never goes back to one.
 _HPARAMS_FILE: Final = "events.out.tfevents.0000000000.hparams"
 _END_FILE: Final = "events.out.tfevents.0000000000.hparams.end"
-_OUTCOMES: Final = {"done": 1, "failed": 2, "interrupted": 2, "dead": 2}  # in HPARAMS
+_OUTCOMES: Final = {"done": 1, "failed": 2, "interrupted": 2, "dead": 2}  # for HPARAMS
 _PROJECTOR_CONFIG: Final = "projector_config.pbtxt"
 _PROJECTOR_SUFFIXES: Final = (_PROJECTOR_CONFIG, ".tsv", ".png", ".bytes")  # copied
 _COPIES_MAX: Final = 256 << 20  # bytes, of all runs
@@ -5385,7 +5372,7 @@ def _say(line: str, command: str = "tb") -> None:
 
 
 def _stamp(path: str) -> tuple[int, ...]:
-    """What changes with a file or directory; () for any other (a fifo would block)."""
+    """Return mtime and size of a file or directory; () for others: a fifo may block."""
     with contextlib.suppress(OSError):
         info = os.lstat(path)
         if stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode):
@@ -5394,7 +5381,7 @@ def _stamp(path: str) -> tuple[int, ...]:
 
 
 class _NameFormatter(string.Formatter):
-    """Takes a field for the whole name of a parameter: it looks up nothing in it."""
+    """Takes a whole field as a parameter's name, with no access to its attributes."""
 
     def get_field(self, field_name: str, args: Any, kwargs: Any) -> tuple[Any, str]:
         value = kwargs[field_name]
@@ -5402,13 +5389,13 @@ class _NameFormatter(string.Formatter):
         return ".".join(map(str, value)) if is_list else value, field_name
 
     def format_field(self, value: Any, format_spec: str) -> str:
-        if re.search(r"\d{4}", format_spec):  # a width may be another parameter
+        if re.search(r"\d{4}", format_spec):  # a parameter may give the width
             raise ValueError("a width or precision of over 999")
         return str(super().format_field(value, format_spec))
 
 
 def _run_name(formatted: str, exp_id: str) -> str:
-    """Join both to a file name; what does not fit is cut off ``formatted``."""
+    """Join both to a file name; cut ``formatted`` if they are too long."""
     formatted, exp_id = (_UNSAFE_IN_NAME.sub("_", part) for part in (formatted, exp_id))
     room = max(0, _RUN_NAME_MAX - len(exp_id.encode()) - 1)
     formatted = formatted.encode()[:room].decode(errors="ignore")
@@ -5419,16 +5406,16 @@ def _run_name(formatted: str, exp_id: str) -> str:
 class _ViewedRun:
     exp_id: str
     path: str
-    params: dict[str, Any] | None = None  # None until the metadata's row is there
-    params_stamp: tuple[int, ...] = (-1,)  # of the file of that row
-    left_out: str = ""  # why; "" if it may be shown
-    name: str = ""  # in the view; "" while it is not there
+    params: dict[str, Any] | None = None  # None until the metadata table has a row
+    params_stamp: tuple[int, ...] = (-1,)  # of that table's file
+    left_out: str = ""  # the reason; "" if it may be shown
+    name: str = ""  # in the view; "" while it is not shown
     has_links: bool = False
     status: str = ""
-    history_stamp: tuple[int, ...] = ()  # of the file when it had this status
-    outcome: int = 0  # in HPARAMS
-    back_at: float = 0.0  # monotonic time before which it stays out of the view
-    # stamps of its directories of event files when those were linked, by path
+    history_stamp: tuple[int, ...] = ()  # of its history when it had this status
+    outcome: int = 0  # as reported to HPARAMS
+    back_at: float = 0.0  # monotonic time until which it stays out of the view
+    # by path: stamps of its event directories from when their files were linked
     linked: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
 
@@ -5452,7 +5439,7 @@ class _View:
         self.is_begun = threading.Event()  # the newest runs are shown
 
     def check_options(self) -> None:
-        """Refuse options that fit none of the runs there are."""
+        """Raise if the options fit none of the runs."""
         known = [run for run in self.runs.values() if run.params is not None]
         reasons = [run.left_out for run in known]
         misfits = [reason for reason in reasons if reason != _FILTERED]
@@ -5462,7 +5449,7 @@ class _View:
             raise CoxError(f"{misfits[0]}; {has}")
 
     def reasons(self) -> collections.Counter[str]:
-        """Count the runs that are not shown, or not all of, by the reason."""
+        """Count the runs that are not shown, or only in part, by the reason."""
         runs = self.runs.values()
         hidden = (run for run in runs if not run.name and not run.has_links)
         reasons = collections.Counter(run.left_out or "no events yet" for run in hidden)
@@ -5470,7 +5457,7 @@ class _View:
         return reasons
 
     def summary(self) -> str:
-        """One line: how many runs are shown, and why the others are not."""
+        """Say in one line how many runs are shown, and why the others are not."""
         if not self.runs:
             return f"no runs in {self.directory} yet{self._elsewhere()}"
         shown = sum(bool(run.name) for run in self.runs.values())
@@ -5479,7 +5466,7 @@ class _View:
         return f"{line}; left out: {why}" if why else line
 
     def _elsewhere(self) -> str:
-        """Where the runs may be that are not in the directory."""
+        """Say where runs may be, if there are none in the directory."""
         parent = os.path.dirname(self.directory)
         for above in parent, os.path.dirname(parent):
             if _is_run(above):
@@ -5492,14 +5479,14 @@ class _View:
         return "; they will show once they start"
 
     def watch(self) -> None:
-        """Refresh until stopped; each new trouble is printed once."""
+        """Refresh until stopped; print each new problem once."""
         said: set[str] = set()
         while not self.stopped.is_set():
             news, line = set[str](), ""
             try:
                 if not self.refresh():
                     news, line = {"", *self.reasons()}, self.summary()
-            except Exception as err:  # whatever a run has in it, the others go on
+            except Exception as err:  # no run may keep the others from being shown
                 news, line = {str(err)}, f"cannot look for runs: {err}"
             if news - said and not self.stopped.is_set():
                 _say(line)
@@ -5508,10 +5495,7 @@ class _View:
             self.stopped.wait(_REFRESH_INTERVAL_S)
 
     def refresh(self) -> bool:
-        """Bring the view up to date; True if there are more runs to come.
-
-        An unchanged run costs two or three ``stat``.
-        """
+        """Update the view: 2 or 3 ``stat`` per unchanged run; True if more remain."""
         is_more = self.read()
         for run in self.runs.values():
             if self.stopped.is_set():
@@ -5528,7 +5512,7 @@ class _View:
         return is_more
 
     def read(self) -> bool:
-        """Find runs and their parameters, the newest first; True if there are more."""
+        """Find runs and their parameters, newest first; return True if more remain."""
         listed = [e for e in _list_runs(self.directory) if self.only in ("", e)]
         for exp_id in self.runs.keys() - set(listed):
             self._hide(self.runs.pop(exp_id))
@@ -5560,22 +5544,22 @@ class _View:
             run.name, run.linked, run.outcome, run.history_stamp = "", {}, 0, ()
 
     def _find_params(self, run: _ViewedRun) -> None:
-        """Look for the run's metadata, as its file changed."""
+        """Read the run's parameters, after their file has changed."""
         try:
             if run.params_stamp:
                 run.params = _read_row(run.path, self.table, first=1)
-        except Exception as err:  # a broken HDF5 file raises anything
+        except Exception as err:  # a damaged run may raise anything
             _say(f"cannot read the metadata of run {run.exp_id!r}: {err}")
-        run.left_out = self._objection(run.params)
+        run.left_out = self._why_left_out(run.params)
         if run.params is not None:
-            self._hide(run)  # it was there without parameters in its name and HPARAMS
+            self._hide(run)  # it was shown without its parameters
 
-    def _objection(self, params: dict[str, Any] | None) -> str:
-        there = params or {}
+    def _why_left_out(self, params: dict[str, Any] | None) -> str:
+        known = params or {}
         try:
-            if not all(regex.match(str(there[name])) for name, regex in self.filters):
+            if not all(regex.match(str(known[name])) for name, regex in self.filters):
                 return _FILTERED
-            self._format(there, "")
+            self._format(known, "")
         except KeyError as err:
             if params is None:
                 return f"no row in table {self.table!r}"
@@ -5595,15 +5579,15 @@ class _View:
         )
 
     def _link(self, run: _ViewedRun) -> None:
-        """Show the run once it has event files; link what is new there."""
+        """Show the run once it has event files; link those that are new."""
         if run.linked and all(_stamp(p) == then for p, then in run.linked.items()):
             return
         top = os.path.join(run.path, _TENSORBOARD_DIR)
         run.has_links, run.linked = os.path.islink(top), {}
         configs = []
         for folder, folders, files in () if run.has_links else os.walk(top):
-            # In the order of their names: of a file that comes behind a later one,
-            # TensorBoard drops points.
+            # In the order of their names: TensorBoard drops points of a file that
+            # appears after one that sorts behind it.
             folders.sort()
             for name in sorted(files):
                 path = os.path.join(folder, name)
@@ -5613,7 +5597,7 @@ class _View:
                     self._place(run, path)
             names = folders + files
             run.has_links |= any(os.path.islink(os.path.join(folder, n)) for n in names)
-            # A file made right after the scan may leave the directory the same time.
+            # A file created right after the scan may leave the mtime unchanged.
             stamp = _stamp(folder)
             is_settled = stamp and time.time_ns() - stamp[0] > _MTIME_RESOLUTION_NS
             run.linked[folder] = stamp if is_settled else ()
@@ -5621,7 +5605,7 @@ class _View:
             self._place(run, path)
 
     def _place(self, run: _ViewedRun, path: str) -> None:
-        """Link a file; copy what is the PROJECTOR's, which follows no link."""
+        """Link a file, or copy it for the PROJECTOR tab, which follows no links."""
         if not run.name:
             self._add(run)
         name = os.path.relpath(path, os.path.join(run.path, _TENSORBOARD_DIR))
@@ -5639,14 +5623,14 @@ class _View:
                     file.write(_read_file(path))
 
     def _tell_end(self, run: _ViewedRun) -> None:
-        """Tell HPARAMS how a run ended, which it takes once.
+        """Tell HPARAMS how a run ended, which it takes only once.
 
-        So a run that goes on after that leaves the view until TensorBoard forgot it.
+        A run that goes on later leaves the view until TensorBoard has forgotten it.
         """
         stamp = _stamp(os.path.join(run.path, _TABLES_DIR, _HISTORY_NAME))
         if not stamp or (stamp == run.history_stamp and run.status != "running"):
             return
-        run.history_stamp, run.status = stamp, _look_at(run.path)[0]
+        run.history_stamp, run.status = stamp, _read_status(run.path)[0]
         outcome = _OUTCOMES.get(run.status, 0)
         if run.outcome not in (0, outcome):
             self._hide(run)
@@ -5659,7 +5643,7 @@ class _View:
     def _add(self, run: _ViewedRun) -> None:
         name = _run_name(self._format(run.params or {}, run.exp_id), run.exp_id)
         while os.path.lexists(os.path.join(self.view_dir, name)):
-            name = f"_{name}"  # "a-b" is run "b" shown as "a", and run "a-b"
+            name = f"_{name}"  # "a-b" may be run "b" with parameters "a", or run "a-b"
         os.mkdir(os.path.join(self.view_dir, name))
         run.name = name
         if run.params:
@@ -5676,14 +5660,14 @@ class _View:
 
 
 class _ArgumentParser(argparse.ArgumentParser):
-    """Raises instead of printing its usage: an error is one line."""
+    """Raises instead of printing the usage, so that an error is one line."""
 
     def error(self, message: str) -> NoReturn:
         raise CoxError(f"{message} (see --help)")
 
 
 def _command_parser(command: str, *runs: str) -> _ArgumentParser:
-    """Return a parser of what the commands have in common."""
+    """Return a parser with the arguments that commands have in common."""
     parser = _ArgumentParser(f"cox {command}", description=_COMMANDS[command][1])
     for run in runs:
         parser.add_argument(run, help="start of an exp_id, or a run's directory")
@@ -5695,7 +5679,7 @@ def _command_parser(command: str, *runs: str) -> _ArgumentParser:
 
 
 def _parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Parse and check our options; those not ours are returned beside them."""
+    """Parse and check the options; also return those that are not ours."""
     parser = _command_parser("tb")
     parser.epilog = "All other options go to TensorBoard: --host, --bind_all, ..."
     parser.allow_abbrev = False
@@ -5721,9 +5705,9 @@ def _parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _configure_tensorboard(ours: Sequence[str], rest: Sequence[str]) -> Any:
-    """Set up TensorBoard, on the fast loader where there is one.
+    """Set up TensorBoard, with its fast loader if that is installed.
 
-    Of an option given twice it takes the last, so the user's ``rest`` wins.
+    Of an option given twice the last one counts, so the user's ``rest`` wins.
     """
     try:
         from tensorboard import program
@@ -5751,7 +5735,7 @@ def _configure_tensorboard(ours: Sequence[str], rest: Sequence[str]) -> Any:
     flags = board.flags
     host = "" if flags.bind_all else flags.host or "localhost"
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:  # TensorBoard would say it twice, and no remedy
+    try:  # TensorBoard would print the error twice, without a remedy
         socket.create_server((host, flags.port), family=family).close()
     except OSError as err:
         what = f"cannot listen on {host or '*'}:{flags.port}: {err}"
@@ -5761,8 +5745,8 @@ def _configure_tensorboard(ours: Sequence[str], rest: Sequence[str]) -> Any:
 
 def _tb(argv: list[str]) -> int:
     options, rest = _parse_args(argv)
-    # Known before it is made, so that a signal at any moment finds what to remove.
-    # In memory if it can be: on a disk, 5,000 runs took 4 s to link, or to remove.
+    # Named before it is created, so that a signal at any moment finds what to remove.
+    # In memory if possible: on a disk, 5,000 runs took 4 s to link, and 4 s to remove.
     is_in_memory = "TMPDIR" not in os.environ and os.access("/dev/shm", os.W_OK)
     parent = "/dev/shm" if is_in_memory else tempfile.gettempdir()
     view_dir = os.path.join(parent, f"cox-tb-{uuid.uuid4().hex}")
@@ -5771,7 +5755,7 @@ def _tb(argv: list[str]) -> int:
     board = _configure_tensorboard([*ours, title], rest)
     # it would let a second SIGTERM kill us before the view is removed
     board._install_signal_handler = lambda *_: None
-    # its file has a name that is easy to guess, in a directory that others write to
+    # it writes a file of an easily guessed name into a directory open to all users
     board._register_info = lambda *_: None
     view = _View(view_dir, options)
     view.reload_s = board.flags.reload_interval
@@ -5792,28 +5776,28 @@ def _tb(argv: list[str]) -> int:
     try:
         os.mkdir(view_dir, 0o700)
         while (options.format_str or options.filter_param) and view.read():
-            pass  # it may be that no run has such a parameter
+            pass  # reads all runs: perhaps none has such a parameter
         view.check_options()
         watcher.start()
         view.is_begun.wait()  # or TensorBoard would find no run until it looks again
         return 1 if board.main() else 0
     finally:
-        ignore_signals()  # another must not stop the removal
+        ignore_signals()  # another one must not stop the removal
         view.stopped.set()
         if watcher.is_alive():
-            watcher.join(5)  # it may hang on a disk that does
+            watcher.join(5)  # not forever: it may hang with the disk
         shutil.rmtree(view_dir, ignore_errors=True)
 
 
 ###############################################################################
 # Commands
 ###############################################################################
-# Each parses its arguments, asks the reader, and prints. Names and values come from
-# strangers: what is not printable is shown as `?`.
+# Each command parses its arguments, asks the reader, and prints. Names and values may
+# come from strangers, so characters that are not printable are shown as `?`.
 
 
 def _find_run(run: str, directory: str) -> str:
-    """Return the path of a run, given that or the start of its id."""
+    """Return the path of a run, given its path or the start of its id."""
     if _is_run(run):
         return os.path.abspath(run)
     exp_ids = [exp_id for exp_id in _list_runs(directory) if exp_id.startswith(run)]
@@ -5827,17 +5811,16 @@ def _find_run(run: str, directory: str) -> str:
 def _print_table(
     command: str, columns: Mapping[str, Iterable[Any]], start: int = 0, width: int = 0
 ) -> None:
-    """Print the columns that the terminal has room for; say which it has not.
+    """Print the columns that the terminal has room for; say which are left out.
 
-    ``start=1`` omits the names. Numbers are to the right, in columns of at least
-    ``width``.
+    ``start=1`` omits the names. Numbers are aligned right; ``width`` is the minimum.
     """
     room, lines, left_out = shutil.get_terminal_size().columns, [], []
     limit = max(12, room // 4)
     for name, values in columns.items():
         values = ["" if v is None or v != v else v for v in values]
         is_text = any(isinstance(v, str) and v for v in values)
-        texts = (  # an int is a float where another run has none
+        texts = (  # ints are floats in a column that another run lacks
             f"{v:.{15 if v.is_integer() else 4}g}" if isinstance(v, float) else v
             for v in values
         )
@@ -5867,7 +5850,7 @@ def _print_facts(facts: Mapping[str, Any], indent: str = "") -> None:
 
 
 def _read_runs(directory: str, params: str) -> tuple[str, pd.DataFrame]:
-    """Return where runs are, and of each what `cox ls` knows, the newest first."""
+    """Return the directory of the runs, and what `cox ls` shows, newest first."""
     only = ""
     if _is_run(directory):
         directory, only = os.path.split(os.path.abspath(directory))
@@ -5885,21 +5868,21 @@ def _read_runs(directory: str, params: str) -> tuple[str, pd.DataFrame]:
 
 
 def _print_runs(frame: pd.DataFrame, is_chosen: bool) -> None:
-    """Print the columns asked for, or else those that tell the runs apart."""
+    """Print the chosen columns or, by default, those that tell the runs apart."""
     uuid_end = re.compile("(?<=^[0-9a-f]{8})-[-0-9a-f]{27}$")
     columns: dict[str, Iterable[Any]] = {}
     columns["run"] = [uuid_end.sub("", exp_id) for exp_id in frame.index]
     name: Any
     for name, values in frame.items():
         seen = set(map(str, values))
-        is_told = len(seen) > 1 or (len(frame) == 1 and seen != {""})
-        is_told &= name not in ("attempts", "host", "job", "commit")
+        is_shown = len(seen) > 1 or (len(frame) == 1 and seen != {""})
+        is_shown &= name not in ("attempts", "host", "job", "commit")
         if name == "started":
             ages = pd.to_datetime(time.time(), unit="s", utc=True) - values
             columns[name] = map(_short_time, ages.dt.total_seconds())
         elif name == "seconds":
             columns["took"] = map(_short_time, values)
-        elif is_chosen or is_told or name == "status":
+        elif is_chosen or is_shown or name == "status":
             columns[f"({name})" if name in ("run", "took") else str(name)] = values
     _print_table("ls", columns)
 
@@ -5926,7 +5909,7 @@ def _ls(argv: list[str]) -> int:
         if by := options.sort.removeprefix("-"):
             frame = frame.sort_values(by, ascending=by == options.sort, kind="stable")
         shown = frame[options.columns.split(",")] if options.columns else frame
-    except Exception as err:  # of an expression, anything
+    except Exception as err:  # an expression may raise anything
         raise CoxError(f"{err!r}; columns: {', '.join(map(str, frame))}") from err
     is_long = options.limit is None and sys.stdout.isatty()
     shown = shown.iloc[: 50 if is_long else options.limit]
@@ -5948,7 +5931,7 @@ def _json_line(fields: Mapping[Any, Any]) -> str:
     for name, value in fields.items():
         try:
             json.dumps(value, default=str, allow_nan=False)
-        except (TypeError, ValueError):  # a key that is a tuple, a NaN in a list
+        except (TypeError, ValueError):  # such as a tuple as a key, or NaN in a list
             value = str(value)
         plain[name] = value
     return json.dumps(plain, default=str)
@@ -5957,14 +5940,14 @@ def _json_line(fields: Mapping[Any, Any]) -> str:
 def _export_runs(
     frame: pd.DataFrame, directory: str, options: argparse.Namespace
 ) -> None:
-    """Print for programs: what no JSON number or CSV line can be is left out."""
+    """Print runs as paths, as CSV, or as JSON lines without NaN and infinities."""
     if options.csv:
         safe = frame.map(lambda v: _printable(v, len(v)) if isinstance(v, str) else v)
         print(safe.rename(index=_printable, columns=_printable).to_csv(), end="")
         return
     for row in frame.reset_index().to_dict("records"):
         path = os.path.join(directory, row["exp_id"])
-        if options.quiet and not path.isprintable():  # `?` may be another run's
+        if options.quiet and not path.isprintable():  # `?` may name another run
             _say(f"left out, as its name cannot be printed: {path}", "ls")
             continue
         finite = {
@@ -5974,7 +5957,7 @@ def _export_runs(
 
 
 def _last_rows(run_dir: str, but: str = "") -> dict[str, dict[str, Any]]:
-    """Return the last row of each table, and behind it the number of rows."""
+    """Return the last row of each table, with the number of rows as "rows"."""
     last_rows = {}
     for name in sorted(_read_headers(run_dir).keys() - {but}):
         count, rows = _read_ends(run_dir, name, last=1)
@@ -5986,7 +5969,7 @@ def _last_rows(run_dir: str, but: str = "") -> dict[str, dict[str, Any]]:
 def _show(argv: list[str]) -> int:
     options = _command_parser("show", "run").parse_args(argv)
     run_dir = _find_run(options.run, options.dir)
-    status, attempts = _look_at(run_dir)
+    status, attempts = _read_status(run_dir)
     facts: dict[str, Any] = {"run": run_dir, "status": status}
     facts |= {f"attempt {number}": line for number, line in enumerate(attempts, 1)}
     facts["parameters"] = _read_row(run_dir, options.metadata_table, first=1) or {}
@@ -5999,7 +5982,7 @@ def _diff(argv: list[str]) -> int:
     both: list[dict[str, str]] = []
     for run in options.run, options.other:
         run_dir = _find_run(run, options.dir)
-        last = (_look_at(run_dir)[1] or [{}])[-1]
+        last = (_read_status(run_dir)[1] or [{}])[-1]
         facts = {f"git {name}": v for name, v in last.get("git", {}).items()}
         facts |= {"argv": last.get("argv")}
         facts |= _read_row(run_dir, options.metadata_table, first=1) or {}
@@ -6029,10 +6012,10 @@ def _tail(argv: list[str]) -> int:
     seen, start = max(0, _read_ends(run_dir, table)[0] - abs(options.rows)), 0
     while True:
         new = (count := _read_ends(run_dir, table)[0]) - seen
-        if new < 0:  # it was begun afresh
+        if new < 0:  # mode "w" replaced it
             new, seen = count, 0
         if new > 0:
-            count, rows = _read_ends(run_dir, table, last=new + 1000)  # more may come
+            count, rows = _read_ends(run_dir, table, last=new + 1000)  # or more by now
             plain, seen = _plain_rows(rows)[seen - count :], count
             names = dict.fromkeys(itertools.chain(*plain))
             columns = {name: [row.get(name) for row in plain] for name in names}
@@ -6054,7 +6037,7 @@ _COMMANDS: Final[Mapping[str, tuple[Callable[[list[str]], int], str]]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``cox``; return the status of the process."""
+    """Run the command ``cox``; return its exit status."""
     args = sys.argv[1:] if argv is None else list(argv)
     command = args[0] if args else "no command"
     if args == ["--version"]:
@@ -6071,7 +6054,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _COMMANDS[command][0](args[1:])
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # of `cox ls | head`; nor may the exit meet it
+    except BrokenPipeError:  # as by `cox ls | head`; the exit must not meet it again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (CoxError, OSError, UnicodeError) as err:
@@ -6082,7 +6065,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def tensorboard_main(argv: Sequence[str] | None = None) -> int:
-    """Run ``cox tb`` until it is stopped; return the status of the process."""
+    """Run ``cox tb`` until it is stopped; return its exit status."""
     return main(["tb", *(sys.argv[1:] if argv is None else argv)])
 
 
@@ -6090,16 +6073,16 @@ def tensorboard_main(argv: Sequence[str] | None = None) -> int:
 # Import names of the original package
 ###############################################################################
 # `cox.store` and the others are this module under another name, for imports and
-# for `python -m cox.tensorboard_view`; they work in a vendored copy too.
+# for `python -m cox.tensorboard_view`; they work in a vendored copy too. Programs
+# import the names in _ALIASES although they were never documented.
 
-# Names that programs import although they were never documented.
 _ALIASES: Final[Mapping[str, Any]] = {
     "STORE_BASENAME": _STORE_NAME,
     "SAVE_DIR": _SAVE_DIR,
     "TENSORBOARD_DIR": _TENSORBOARD_DIR,
     "TABLE_OBJECT_DIR": _OBJECTS_DIR,
     "COX_DATA_KEY": "COX_DATA",
-    "_clean_dict": lambda d, schema: {  # numbers out of 0-d tensors
+    "_clean_dict": lambda d, schema: {  # replaces 0-d tensors by their numbers
         n: v if isinstance(schema[n], str) else _number(v) for n, v in d.items()
     },
     "main": tensorboard_main,
@@ -6110,7 +6093,7 @@ def _register_submodules() -> None:
     for name in ("store", "readers", "utils", "tensorboard_view"):
         full_name = f"{__name__}.{name}"
         module = types.ModuleType(full_name, __doc__)
-        module.__path__ = []  # runpy warns of a plain module that is imported already
+        module.__path__ = []  # else runpy warns that the module is imported already
         module.__spec__ = importlib.util.spec_from_file_location(full_name, __file__)
         vars(module).update({public: globals()[public] for public in __all__})
         vars(module).update(_ALIASES)
