@@ -137,7 +137,7 @@ _log = logging.getLogger("cox")
 
 
 def _printable(value: object, limit: int = 200) -> str:
-    """Return ``str(value)``, cut, without control characters that runs may hold."""
+    """Return ``str(value)``, cut and without control characters: safe to print."""
     text = str(value)
     text = text if len(text) <= limit else f"{text[: limit - 3]}..."
     return "".join(c if c.isprintable() else " " if c == "\n" else "?" for c in text)
@@ -190,7 +190,7 @@ class _NoWriterError(WriteRefusedError, AttributeError):
 
 
 class CorruptError(CoxError, ValueError):
-    """A file of a run is damaged (not just by a crash), not cox's, or too new.
+    """A file of a run is damaged (by more than a crash), not cox's, or too new.
 
     Attributes:
         message: What is wrong with the file.
@@ -223,8 +223,8 @@ class StorageError(CoxError, OSError):
 ###############################################################################
 # `.rows` starts with the header, one line of ASCII JSON:
 #     {"cox": 2, "columns": {"epoch": "int", "note": "str"}, "check": 3786452513}
-# Its "check" is the crc32 of the bytes before `, "check"`. The rest of the file are
-# packed little-endian records, all of the same size, with these fields:
+# Its "check" is the crc32 of the bytes before `, "check"`. What follows are packed
+# little-endian records, all of the same size, with these fields:
 #     i64  row number, from 1
 #     per column: f64 for float, i64 for int, 1 byte for bool, the numpy type of that
 #          name for the others; for text (str, OBJECT, PICKLE, PYTORCH_STATE) an i64,
@@ -256,7 +256,7 @@ _NEW_SUFFIX: Final = ".new"  # a file or directory that is not complete yet
 _TABLE_NAME_MAX: Final = 225  # bytes, percent-encoded: 255 less a dated suffix
 
 OBJECT: Final = "__object__"
-"""Column type: small Python objects, pickled into the table itself."""
+"""Column type: Python objects, best small ones, pickled into the table itself."""
 PICKLE: Final = "__pickle__"
 """Column type: Python objects, each pickled to a file of its own."""
 PYTORCH_STATE: Final = "__pytorch_state__"
@@ -988,7 +988,6 @@ class _Rows(NamedTuple):
 
     @property
     def nrows(self) -> int:
-        """Number of rows."""
         return sum(self.counts)
 
 
@@ -1504,9 +1503,9 @@ class _RowWriter:
         return record + check.to_bytes(8, "little")
 
     def append_dict(self, row: dict[str, Any]) -> bool:
-        """Append a complete row by the fast path; return False if it needs the other.
+        """Append a complete row by the fast path; return False if that cannot take it.
 
-        The other path converts values, and explains what is wrong with a row.
+        The slow path converts values, and explains what is wrong with a row.
         """
         schema = self.schema
         if schema.get_row is None or len(row) != schema.ncolumns:
@@ -3582,7 +3581,7 @@ def _encode_file_version(wall_time: float, version: int = 2) -> bytes:
 def _encode_value(
     tag: str, data: bytes, plugin: str = "", content: bytes = b""
 ) -> bytes:
-    """Encode a value of an Event; ``plugin`` is the part of TensorBoard to show it."""
+    """Encode a value of an Event; ``plugin`` names TensorBoard's part that shows it."""
     if not isinstance(tag, str):
         raise TypeError(f"a tag must be a str, got {tag!r}")
     if plugin:
@@ -3756,7 +3755,7 @@ _NO_FILE: Final = -1  # size while there is no file, or while its end is unknown
 _RECORDS_MAX: Final = 4096  # encoders kept per writer
 # An event without values at the highest possible step: any event after it goes back.
 _GO_BACK: Final = _encode_tfrecord(_pb_bytes(5, b"") + _pb_int(2, 2**63 - 1))
-_HISTOGRAM_LIMITS: Final = 1e-12 * 1.1 ** np.arange(774)  # to 1e20, as TensorFlow
+_HISTOGRAM_LIMITS: Final = 1e-12 * 1.1 ** np.arange(774)  # to 1e20, as in TensorFlow
 
 
 def _as_pixels(
@@ -3892,7 +3891,7 @@ class EventWriter:
     def _append(self, records: bytes) -> None:
         """Write all of the records, or raise and leave none of them."""
         if self._forks != _forks or not self._write_to_disk:
-            # before taking the lock, which a thread of the parent may hold forever
+            # before taking the lock, which a thread that was not forked may hold
             self._check_process()
             self._held += records if self._is_holding else b""
             return
@@ -4243,7 +4242,7 @@ class EventWriter:
         self, tag: str, figure: Any, global_step: Any = None, close: bool = True,
         walltime: float | None = None,
     ) -> None:
-        """Log a matplotlib figure or a grid of figures; ``close``: also in pyplot."""
+        """Log a matplotlib figure, or several as a grid; ``close`` them in pyplot."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
         figures = figure if isinstance(figure, (list, tuple)) else [figure]
@@ -4887,7 +4886,7 @@ def _short_time(seconds: float) -> str:
     return "" if math.isnan(seconds) else f"{seconds:.0f}s"
 
 
-def _read_status(run_dir: str) -> tuple[str, list[dict[str, Any]]]:
+def _run_status(run_dir: str) -> tuple[str, list[dict[str, Any]]]:
     """Return the status of a run, and its attempts."""
     history = _read_history(run_dir)
     while attempts := _attempts(history):
@@ -4909,7 +4908,7 @@ def _read_status(run_dir: str) -> tuple[str, list[dict[str, Any]]]:
 
 def _summarize(run_dir: str) -> dict[str, Any]:
     """Summarize a run's last attempt; "seconds" is the time at which it ended."""
-    status, attempts = _read_status(run_dir)
+    status, attempts = _run_status(run_dir)
     last = attempts[-1] if attempts else {}
     git, job = last.get("git", {}), last.get("job", {})
     times = last.get("time"), _now() if status == "running" else last.get("ended")
@@ -5047,7 +5046,7 @@ class CollectionReader:
 
     @property
     def tables(self) -> list[str]:
-        """Names of the tables that the runs had when they were listed, sorted."""
+        """Names of the runs' tables, sorted, as read at the first access."""
         return sorted(self._headers)
 
     @property
@@ -5630,7 +5629,7 @@ class _View:
         stamp = _stamp(os.path.join(run.path, _TABLES_DIR, _HISTORY_NAME))
         if not stamp or (stamp == run.history_stamp and run.status != "running"):
             return
-        run.history_stamp, run.status = stamp, _read_status(run.path)[0]
+        run.history_stamp, run.status = stamp, _run_status(run.path)[0]
         outcome = _OUTCOMES.get(run.status, 0)
         if run.outcome not in (0, outcome):
             self._hide(run)
@@ -5771,7 +5770,7 @@ def _tb(argv: list[str]) -> int:
         sys.exit(128 + number)
 
     for signum in signals:
-        if signal.getsignal(signum) != signal.SIG_IGN:  # nohup
+        if signal.getsignal(signum) != signal.SIG_IGN:  # as under nohup
             signal.signal(signum, stop)
     try:
         os.mkdir(view_dir, 0o700)
@@ -5891,10 +5890,10 @@ def _ls(argv: list[str]) -> int:
     parser = _command_parser("ls")
     add = parser.add_argument
     add("directory", nargs="?", default=".", help="directory of runs, or a run")
-    add("-w", "--where", default="", metavar="QUERY", help="as of pandas: 'lr < 0.2'")
-    add("-s", "--sort", default="", metavar="COLUMN", help="-s loss; down: -s -loss")
+    add("-w", "--where", default="", metavar="QUERY", help="pandas query: 'lr < 0.2'")
+    add("-s", "--sort", default="", metavar="COLUMN", help="-s -loss is descending")
     add("-c", "--columns", default="", metavar="A,B", help="columns to show")
-    add("-n", "--limit", type=int, help="at most so many; default: 50 on a terminal")
+    add("-n", "--limit", type=int, help="most runs to show; default: 50 on a terminal")
     add("-q", "--quiet", action="store_true", help="paths only, quoted for xargs")
     add("--csv", action="store_true", help="all columns, with full values")
     add("--json", action="store_true", help="the same, an object per line")
@@ -5969,7 +5968,7 @@ def _last_rows(run_dir: str, but: str = "") -> dict[str, dict[str, Any]]:
 def _show(argv: list[str]) -> int:
     options = _command_parser("show", "run").parse_args(argv)
     run_dir = _find_run(options.run, options.dir)
-    status, attempts = _read_status(run_dir)
+    status, attempts = _run_status(run_dir)
     facts: dict[str, Any] = {"run": run_dir, "status": status}
     facts |= {f"attempt {number}": line for number, line in enumerate(attempts, 1)}
     facts["parameters"] = _read_row(run_dir, options.metadata_table, first=1) or {}
@@ -5982,7 +5981,7 @@ def _diff(argv: list[str]) -> int:
     both: list[dict[str, str]] = []
     for run in options.run, options.other:
         run_dir = _find_run(run, options.dir)
-        last = (_read_status(run_dir)[1] or [{}])[-1]
+        last = (_run_status(run_dir)[1] or [{}])[-1]
         facts = {f"git {name}": v for name, v in last.get("git", {}).items()}
         facts |= {"argv": last.get("argv")}
         facts |= _read_row(run_dir, options.metadata_table, first=1) or {}
@@ -6000,9 +5999,9 @@ def _diff(argv: list[str]) -> int:
 def _tail(argv: list[str]) -> int:
     parser = _command_parser("tail", "run")
     add = parser.add_argument
-    add("-t", "--table", help="default: the one with most rows")
-    add("-n", "--rows", type=int, default=10, help="how many; default: 10")
-    add("-f", "--follow", action="store_true", help="go on with rows as they come")
+    add("-t", "--table", help="default: the one with the most rows")
+    add("-n", "--rows", type=int, default=10, help="number of rows; default: 10")
+    add("-f", "--follow", action="store_true", help="keep printing rows as they come")
     options = parser.parse_args(argv)
     run_dir = _find_run(options.run, options.dir)
     counts = {name: _read_ends(run_dir, name)[0] for name in _read_headers(run_dir)}
