@@ -2574,17 +2574,21 @@ class _Run:
         # by way of .tables, as `ls` shows only what is whole
         _write_file(self.store_path, image, self.tables_dir)
 
-    def claim(self, is_afresh: bool = False) -> None:
+    def claim(self, refusal: str = "", is_afresh: bool = False) -> None:
         """Take the lock before a write; convert a run of the original cox.
 
+        The caller holds that of `changing`: of two threads' first writes, one takes it.
+
         Args:
+            refusal: Why the caller's Store may not write, whatever others may.
             is_afresh: Nothing that is there is wanted, damaged or not.
 
         Raises:
             WriteRefusedError: This process may not write. Nothing was changed.
         """
-        if self.refusal:
-            raise WriteRefusedError(f"{self.path} may not be written: {self.refusal}")
+        self.check_place()
+        if refusal := refusal or self.refusal:
+            raise WriteRefusedError(f"{self.path} may not be written: {refusal}")
         if self._lock_fd < 0:
             if os.path.lexists(self.tables_dir):
                 self._take_lock(self.tables_dir)
@@ -2592,17 +2596,12 @@ class _Run:
                 self._convert(is_afresh)
             self.is_stale = True  # for all we know: a killed writer exports nothing
             self.unsynced = None
-        elif self.is_lost():
-            self.lose()
-            self.claim()  # raises, and says why
 
-    def is_lost(self) -> bool:
-        """Say whether the run we hold is no longer at its path."""
+    def check_place(self) -> None:
+        """Write no more if the run was moved or deleted: another may be there."""
         lock_path = os.path.join(self.tables_dir, _LOCK_NAME)
-        return self._lock_fd >= 0 and not _is_same_file(self._lock_fd, lock_path)
-
-    def lose(self) -> None:
-        """Write no more: the run was moved or deleted, and another may be there."""
+        if self._lock_fd < 0 or _is_same_file(self._lock_fd, lock_path):
+            return
         with self.changing.lock:
             self.refusal = (
                 "it was moved or deleted while this process wrote it; what is there "
@@ -2753,6 +2752,7 @@ class _Run:
                 "another table's file; use another name"
             )
         _create_table(self.tables_dir, name, _Rows(schema.header))
+        self.history.begin()
         self.is_stale = True
         return schema
 
@@ -2786,12 +2786,12 @@ class _Run:
         """Whether store.h5 lacks anything that this process may still write to it."""
         return self._lock_fd >= 0 and bool(self.is_stale) and not self.refusal
 
-    def checkpoint(self, export: bool = True) -> None:
+    def checkpoint(self, export: bool = True, refusal: str = "") -> None:
         """Wait until all rows are on the disk; then write store.h5 anew."""
         # The lock of `changing` is never waited for under that of `exporting`: a signal
         # handler that comes amid a row holds the one and may want the other.
         with self.changing.lock:
-            self.claim()
+            self.claim(refusal)
             if not self.changing.is_busy:
                 for writer in self.writers.values():
                     writer.check()
@@ -2908,8 +2908,8 @@ class _Run:
             if self.is_changed:  # rows that other threads logged meanwhile
                 self.checkpoint()
             if not self.changing.is_busy:  # else this came amid a row: later
-                if not self.is_lost():
-                    self.history.end(status, err)
+                self.check_place()
+                self.history.end(status, err)
                 self._release()
 
     def _close_writers(self, *more: int) -> None:
@@ -2968,8 +2968,8 @@ class _Handle:
         key = os.path.realpath(path)
         with _runs_lock:
             run = _runs_by_path.get(key)
-            if run is not None and run.is_lost():
-                run.lose()
+            if run is not None:
+                run.check_place()
             if run is None or run.refusal:
                 run = _runs_by_path[key] = _Run(path)
             self.run = run
@@ -2978,24 +2978,6 @@ class _Handle:
             run.history.is_kept &= history
         if mode == "r":
             self.refusal = "it was opened with mode 'r'; open it with mode 'a'"
-
-    def create_table(self, name: str, schema: _Schema) -> _Schema:
-        """Make a table, or find it, as :meth:`_Run.create_table`."""
-        with self.run.changing.lock:
-            if self.refusal:
-                self.claim()
-            schema = self.run.create_table(name, schema)
-            if self.run._lock_fd >= 0:  # else the table was there, and nothing written
-                self.run.history.begin()
-            return schema
-
-    def claim(self) -> None:
-        """Take the run's lock before a write, as :meth:`_Run.claim`."""
-        if self.refusal:
-            what = f"{self.run.path} may not be written: {self.refusal}"
-            raise WriteRefusedError(what)
-        with self.run.changing.lock:  # of two threads' first writes, one takes it
-            self.run.claim()
 
     def close(self, status: str, err: BaseException | None) -> None:
         """Write store.h5 if it lacks anything; the last to close frees the run."""
@@ -3102,7 +3084,10 @@ class Table:
         except SchemaError as err:
             raise SchemaError(f"table {name!r}: {err}") from None
         if not has_initialized:
-            self._schema = self._handle.create_table(name, self._schema)
+            with self._run.changing.lock:
+                if self._handle.refusal:
+                    self._refuse()
+                self._schema = self._run.create_table(name, self._schema)
         self._objects_dir = table_obj_dir
         # converted values, None where there is none yet; `blank` itself: none at all
         self._staged = self._schema.blank
@@ -3197,7 +3182,7 @@ class Table:
 
     def _refuse(self) -> None:
         self._run.changing.refuse_again()
-        self._handle.claim()
+        self._run.claim(self._handle.refusal)
 
     def _stage(
         self, data: Any, log_events: Callable[[list[Any]], None] | None = None
@@ -3414,7 +3399,7 @@ class Table:
 
     def _create_object(self, data: bytes, paths: list[str]) -> bytes:
         """Write a value that goes to a file; return the file's name."""
-        self._handle.claim()  # or the run that took our run's place would get it
+        self._run.claim()  # or the run that took our run's place would get it
         with contextlib.suppress(FileExistsError):
             os.mkdir(self._objects_dir)
         _require_real_dir(self._objects_dir)
@@ -3945,7 +3930,8 @@ class EventWriter:
         """Start a new file, under a name that sorts after the earlier ones."""
         self._close_file()
         if self._run is not None:
-            if self._run.refusal or self._run.is_lost():
+            self._run.check_place()
+            if self._run.refusal:
                 self._run.claim()  # raises, as another run may have this path now
             if self._run._lock_fd < 0 and _has_writer(self._run.path):
                 raise WriteRefusedError(
@@ -4732,8 +4718,7 @@ class Store:
         Raises:
             StorageError: The disk refused; store.h5 is as it was.
         """
-        self._handle.claim()
-        self._handle.run.checkpoint(export)
+        self._handle.run.checkpoint(export, self._handle.refusal)
 
     def close(self) -> None:
         """Write store.h5 if there is anything new, and give up the run.
