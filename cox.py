@@ -2527,8 +2527,8 @@ class _Run:
         self._lock_fd = -1
         self._is_locked = True  # False: the file system has no locks
         self._sync_error: StorageError | None = None
-        # of tables whose files we closed, having too many open
-        self._closed_ends: dict[str, tuple[int, int]] = {}
+        # rows of tables whose files we closed, having too many open
+        self._closed_counts: dict[str, int] = {}
         _runs.add(self)
 
     def _make_dirs(self, new: bool) -> list[str]:
@@ -2564,15 +2564,12 @@ class _Run:
                 for name in (_SAVE_DIR, _TENSORBOARD_DIR):
                     os.makedirs(os.path.join(self.path, name), exist_ok=True)
                 if not os.path.exists(self.store_path):
-                    self._write_store(_empty_image())
+                    # by way of .tables, as `ls` shows only what is whole
+                    _write_file(self.store_path, _empty_image(), self.tables_dir)
                     for parent in parents:
                         _sync(parent)
             finally:
                 self._release()
-
-    def _write_store(self, image: bytes) -> None:
-        # by way of .tables, as `ls` shows only what is whole
-        _write_file(self.store_path, image, self.tables_dir)
 
     def claim(self, refusal: str = "", is_afresh: bool = False) -> None:
         """Take the lock before a write; convert a run of the original cox.
@@ -2765,14 +2762,14 @@ class _Run:
             raise _no_table(self.path, name, names)
         path = _table_path(self.path, name)
         mark = _read_state(self.tables_dir).nrows(path)
-        mark = self._closed_ends.get(name, (mark, 0))[0]
-        writer = _RowWriter(path, schema, mark, self._is_locked)
+        known = self._closed_counts.get(name, mark)
+        writer = _RowWriter(path, schema, known, self._is_locked)
         self.history.begin()
         self.writers[name] = writer
         return writer
 
     def _close_writer(self, name: str) -> None:
-        self._closed_ends[name] = self.writers[name].end
+        self._closed_counts[name] = self.writers[name].end[0]
         self.writers.pop(name).close()
 
     def nrows(self, name: str) -> int:
@@ -2795,9 +2792,8 @@ class _Run:
             if not self.changing.is_busy:
                 for writer in self.writers.values():
                     writer.check()
-            names = _list_tables(self.path) or []
-            ends = {name: writer.end for name, writer in self.writers.items()}
-            ends = self._closed_ends | ends
+            counts = {name: writer.end[0] for name, writer in self.writers.items()}
+            counts = self._closed_counts | counts
             unsynced, self.unsynced = self.unsynced, []
             # As true as before, so that a close() meanwhile waits for the export; who
             # writes meanwhile puts True in its place. A row that a signal handler
@@ -2810,9 +2806,7 @@ class _Run:
                 self.exporting.refuse_again()
                 try:
                     self.exporting.is_busy = True
-                    self._sync(names, unsynced)
-                    if self._lock_fd >= 0:  # else closed meanwhile, and so exported
-                        self._save(names, ends, export)
+                    self._save(counts, unsynced, export)
                 finally:
                     self.exporting.is_busy = False
         except BaseException:
@@ -2846,32 +2840,34 @@ class _Run:
             raise self._sync_error from err
 
     def _save(
-        self, names: list[str], ends: dict[str, tuple[int, int]], export: bool
+        self, counts: dict[str, int], object_paths: list[str] | None, export: bool
     ) -> None:
-        """Write down how many rows were synced; write store.h5 with all of them."""
-        state = _read_state(self.tables_dir)
-        all_rows, marks, is_whole = {}, dict(state.rows), True
-        opened = self.writers, self._closed_ends, ends
-        for name in names:
-            path = _table_path(self.path, name)
-            nrows = ends.get(name, (state.nrows(path), 0))[0]
+        """Sync all rows and write down how many; write store.h5 with them.
+
+        ``counts`` says how many rows the tables had, of those that we wrote.
+        """
+        names, all_rows = _list_tables(self.path) or [], {}
+        for name in names if export else ():
             try:
-                if export:
-                    all_rows[name] = _read_rows(self.path, name)
-                    # not written by us, so it has no row that was not synced
-                    if not any(name in there for there in opened):
-                        nrows = all_rows[name].nrows
+                all_rows[name] = rows = _read_rows(self.path, name)
             except (CorruptError, NotFoundError) as err:
                 _log.warning("left out of %s: %s", _STORE_NAME, err)
-                is_whole = False
-            marks[os.path.basename(path)] = nrows
-        image = _export_image(all_rows) if export else b""
-        stores = self._keep_store(state.stores, is_whole) if export else state.stores
-        # Before store.h5, which is known by it even if we die in between.
-        stores = [*stores, _digest(image)] if export else stores
-        _write_state(self.tables_dir, _State(marks, stores))
+            else:  # rows that were there before the sync
+                counts[name] = max(rows.nrows, counts.get(name, 0))
+        self._sync(names, object_paths)
+        if self._lock_fd < 0:  # closed meanwhile, and so exported
+            return
+        state = _read_state(self.tables_dir)
+        marks = {_table_stem(name): count for name, count in counts.items()}
+        stores, image = state.stores, b""
         if export:
-            self._write_store(image)
+            image = _export_image(all_rows)
+            stores = self._keep_store(stores, is_whole=len(all_rows) == len(names))
+            # Before store.h5, which is known by it even if we die in between.
+            stores = [*stores, _digest(image)]
+        _write_state(self.tables_dir, _State(state.rows | marks, stores))
+        if export:
+            _write_file(self.store_path, image, self.tables_dir)
 
     def _keep_store(self, stores: Sequence[str], is_whole: bool) -> list[str]:
         """Put store.h5 aside if what is in it may be nowhere else.
@@ -2915,7 +2911,7 @@ class _Run:
     def _close_writers(self, *more: int) -> None:
         """Close the files of all tables, and more descriptors."""
         writers, self.writers = self.writers, {}
-        self._closed_ends.clear()
+        self._closed_counts.clear()
         fds = itertools.chain(*[writer.detach() for writer in writers.values()])
         with _as_storage_error(self.path, "could not close the tables"):
             _close_all(*fds, *more)
