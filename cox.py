@@ -2520,7 +2520,7 @@ class _Run:
         # True if store.h5 may lack something that this process wrote; see checkpoint()
         self.is_stale: object = False
         self.refusal = ""  # why this process may not write
-        self.users = 0  # open Stores that may write
+        self.users: set[_Handle] = set()  # of open Stores that may write
         self.unsynced: list[str] | None = None  # new object files; None: all there are
         self.writers: dict[str, _RowWriter] = {}
         self.event_writers: weakref.WeakSet[Any] = weakref.WeakSet()  # of its Stores
@@ -2961,6 +2961,8 @@ class _Handle:
     def __init__(self, path: str, mode: str, history: bool) -> None:
         self.mode = mode
         self.refusal = ""  # why this Store may not write, though the run may
+            if mode != "r":
+                run.users.add(self)
         key = os.path.realpath(path)
         with _runs_lock:
             run = _runs_by_path.get(key)
@@ -2969,8 +2971,6 @@ class _Handle:
             if run is None or run.refusal:
                 run = _runs_by_path[key] = _Run(path)
             self.run = run
-            self._is_user = mode != "r"
-            run.users += self._is_user
             run.history.is_kept &= history
         if mode == "r":
             self.refusal = "it was opened with mode 'r'; open it with mode 'a'"
@@ -2981,29 +2981,25 @@ class _Handle:
         if run.is_changed:
             run.checkpoint()
         with _runs_lock:
-            was_user, self._is_user = self._is_user, False
-            run.users -= was_user
-            is_last = was_user and not run.users
+            is_last = run.users == {self}
+            run.users.discard(self)
         # first, or a thread that logs meanwhile would take the lock again
         before, self.refusal = self.refusal, self.refusal or _CLOSED
-        is_open = is_last
+        if not is_last:
+            return
+            run.users.add(self)
         try:
-            if is_last:
-                run.close(status, err)
-                is_open = run.changing.is_busy  # a signal handler came amid a row
+            run.close(status, err)
         except BaseException:
             self.refusal = before
             raise
-        finally:
-            if is_open:  # so that the next close() does it
-                run.users += 1
-                self._is_user = True
+        if run.changing.is_busy:  # amid a row, by a signal handler: the next close()
+            run.users.add(self)
 
     def drop(self, is_finalizing: Any = sys.is_finalizing) -> None:
         """Do as :meth:`close` when the Store is gone; its Tables may still write."""
-        if not is_finalizing() and self._is_user:
-            self._is_user = False
-            self.run.users -= 1
+        if not is_finalizing() and self in self.run.users:
+            self.run.users.discard(self)
             if not self.run.users:
                 self.run.close_at_last()
 
