@@ -2355,7 +2355,7 @@ def _open_table(run_dir: str, name: str) -> _TableFile | None:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             return _TableFile(_table_path(run_dir, name))
         if name not in (_list_tables(run_dir) or ()):
-            return None
+            break
     return None
 
 
@@ -2372,7 +2372,7 @@ def _read_rows(run_dir: str, name: str) -> _Rows:
         return rows._replace(sources=[0], counts=[rows.nrows])
     all_rows = _read_original(run_dir)
     if name not in all_rows:
-        raise _no_table(run_dir, name, sorted(all_rows or _list_tables(run_dir) or ()))
+        raise _no_table(run_dir, name, sorted(all_rows) or _list_tables(run_dir) or ())
     return all_rows[name]
 
 
@@ -2430,6 +2430,14 @@ def _read_headers(run_dir: str) -> dict[str, bytes]:
         with contextlib.suppress(FileNotFoundError):  # mode 'w' has just erased it
             headers[name] = _read_header(run_dir, name)
     return headers
+
+
+def _remove_each(directory: str, suffix: str = "") -> None:
+    """Remove what has such a name in a directory of a run, unless that is a link."""
+    if _is_real_dir(directory):
+        for name in os.listdir(directory):
+            if name.endswith(suffix):
+                _remove(os.path.join(directory, name))
 
 
 def _create_table(tables_dir: str, name: str, rows: _Rows) -> None:
@@ -2623,19 +2631,16 @@ class _Run:
             if not (holder := self._try_lock(tables_dir)):
                 return
             if holder != _A_READER:
-                raise WriteRefusedError(
-                    f"{self.path} is being written by {holder}; wait for that, stop "
-                    "it, or open another run"
-                )
+                break
             time.sleep(0.001)  # who looks at the status of a run holds it for a moment
         raise WriteRefusedError(
-            f"{self.path} may not be written: {_A_READER} holds its lock; stop that"
+            f"{self.path} is locked by {holder}; wait for that, stop it, or open "
+            "another run"
         )
 
     def _try_lock(self, tables_dir: str) -> str:
         """Take the lock, and return ""; or return who holds it."""
-        if os.path.lexists(tables_dir):
-            _require_real_dir(tables_dir)
+        _require_real_dir(tables_dir)
         fd = self._open_to_lock(os.path.join(tables_dir, _LOCK_NAME), os.O_CREAT)
         try:
             is_locked = _flock(fd)
@@ -2644,9 +2649,7 @@ class _Run:
                     return _A_READER
                 holder = os.read(fd, 1 << 10).decode(errors="replace")
                 return holder or "another process"
-            for name in os.listdir(tables_dir):  # of a writer that died
-                if name.endswith(_NEW_SUFFIX):
-                    _remove(os.path.join(tables_dir, name))
+            _remove_each(tables_dir, _NEW_SUFFIX)  # of a writer that died
             with contextlib.suppress(OSError):  # full disk: the lock holds all the same
                 os.ftruncate(fd, 0)
                 os.write(fd, f"host {socket.gethostname()}, pid {os.getpid()}".encode())
@@ -2699,24 +2702,18 @@ class _Run:
             self.exporting.refuse_again()
             self.claim(is_afresh=True)
             self._close_writers()
-            self._erase()
+            # marks go before records, records before their text
+            state = _read_state(self.tables_dir)
+            _write_state(self.tables_dir, state._replace(rows={}))
+            for suffix in _SUFFIXES:
+                _remove_each(self.tables_dir, suffix)
+                _sync(self.tables_dir)
+            _remove(self.objects_dir)
+            # or old curves go on in the new
+            _remove_each(os.path.join(self.path, _TENSORBOARD_DIR))
+            for event_writer in list(self.event_writers):
+                event_writer.close()  # its next event starts a new file
             self.is_stale = True
-
-    def _erase(self) -> None:
-        # marks go before records, records before their text
-        _write_state(self.tables_dir, _read_state(self.tables_dir)._replace(rows={}))
-        for suffix in _SUFFIXES:
-            for name in os.listdir(self.tables_dir):
-                if name.endswith(suffix):
-                    _remove(os.path.join(self.tables_dir, name))
-            _sync(self.tables_dir)
-        _remove(self.objects_dir)
-        tensorboard_dir = os.path.join(self.path, _TENSORBOARD_DIR)
-        if _is_real_dir(tensorboard_dir):  # or old curves go on in the new
-            for name in os.listdir(tensorboard_dir):
-                _remove(os.path.join(tensorboard_dir, name))
-        for event_writer in list(self.event_writers):
-            event_writer.close()  # its next event starts a new file
 
     def create_table(self, name: str, schema: _Schema) -> _Schema:
         """Make a table, or return the schema of the one there if it is the same.
@@ -2771,12 +2768,6 @@ class _Run:
     def _close_writer(self, name: str) -> None:
         self._closed_counts[name] = self.writers[name].end[0]
         self.writers.pop(name).close()
-
-    def nrows(self, name: str) -> int:
-        """Return how many rows a table has."""
-        if name in self.writers:
-            return self.writers[name].end[0]
-        return _read_ends(self.path, name)[0]
 
     @property
     def is_changed(self) -> bool:
@@ -2961,8 +2952,6 @@ class _Handle:
     def __init__(self, path: str, mode: str, history: bool) -> None:
         self.mode = mode
         self.refusal = ""  # why this Store may not write, though the run may
-            if mode != "r":
-                run.users.add(self)
         key = os.path.realpath(path)
         with _runs_lock:
             run = _runs_by_path.get(key)
@@ -2972,8 +2961,15 @@ class _Handle:
                 run = _runs_by_path[key] = _Run(path)
             self.run = run
             run.history.is_kept &= history
+            if mode != "r":
+                run.users.add(self)
         if mode == "r":
             self.refusal = "it was opened with mode 'r'; open it with mode 'a'"
+
+    def store_args(self) -> tuple[Any, ...]:
+        """Return arguments of a Store on the same run, in another process."""
+        mode = "r" if self.mode == "r" else "a"  # "w" would erase it again
+        return *os.path.split(self.run.path), False, mode, self.run.history.is_kept
 
     def close(self, status: str, err: BaseException | None) -> None:
         """Write store.h5 if it lacks anything; the last to close frees the run."""
@@ -2987,11 +2983,11 @@ class _Handle:
         before, self.refusal = self.refusal, self.refusal or _CLOSED
         if not is_last:
             return
-            run.users.add(self)
         try:
             run.close(status, err)
         except BaseException:
             self.refusal = before
+            run.users.add(self)
             raise
         if run.changing.is_busy:  # amid a row, by a signal handler: the next close()
             run.users.add(self)
@@ -3097,10 +3093,7 @@ class Table:
         return _printable(shown, _MESSAGE_MAX)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        folder, exp_id = os.path.split(self._run.path)
-        mode = "r" if self._handle.mode == "r" else "a"
-        is_kept = self._run.history.is_kept
-        return _reopen_table, (self.name, folder, exp_id, False, mode, is_kept)
+        return _reopen_table, (self.name, *self._handle.store_args())
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -3110,7 +3103,8 @@ class Table:
     @property
     def nrows(self) -> int:
         """How many rows are in the table's file."""
-        return self._run.nrows(self.name)
+        writer = self._run.writers.get(self.name)
+        return writer.end[0] if writer else _read_ends(self._run.path, self.name)[0]
 
     @property
     def df(self) -> pd.DataFrame:
@@ -4529,9 +4523,7 @@ class Store:
         return iter(self.tables)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        mode = "r" if self._handle.mode == "r" else "a"  # "w" would erase it again
-        is_kept = self._handle.run.history.is_kept
-        return Store, (os.path.dirname(self.path), self.exp_id, False, mode, is_kept)
+        return Store, self._handle.store_args()
 
     def __del__(self) -> None:
         # a notebook's cell that is run again finds the run free, though a table of
