@@ -2451,10 +2451,8 @@ def _create_table(tables_dir: str, name: str, rows: _Rows) -> None:
 
 _A_READER: Final = "a process that only reads it"
 _CLOSED: Final = "its Store was closed; open it again"
-_runs: Final[weakref.WeakSet[_Run]] = weakref.WeakSet()  # for fork and exit
-_runs_by_path: Final[weakref.WeakValueDictionary[str, _Run]] = (
-    weakref.WeakValueDictionary()
-)
+_runs: Final = weakref.WeakSet["_Run"]()  # all of them, for fork and exit
+_runs_by_path: Final = weakref.WeakValueDictionary[str, "_Run"]()
 _runs_lock = threading.RLock()
 
 
@@ -2465,9 +2463,9 @@ def _flock(fd: int, shared: bool = False) -> bool | None:
     try:
         operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         fcntl.flock(fd, operation | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
     except OSError as err:
-        if err.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            return False
         if err.errno in _NO_LOCK_ERRNOS:
             return None
         raise
@@ -2476,15 +2474,11 @@ def _flock(fd: int, shared: bool = False) -> bool | None:
 
 def _has_writer(run_dir: str) -> bool | None:
     """Look whether a run's lock is held; None where there is none."""
-    try:
-        fd = _open_file(os.path.join(run_dir, _TABLES_DIR, _LOCK_NAME))
-    except FileNotFoundError:
-        return None
-    try:
-        is_free = _flock(fd, shared=True)
+    path = os.path.join(run_dir, _TABLES_DIR, _LOCK_NAME)
+    with contextlib.suppress(FileNotFoundError), open(_open_file(path), "rb") as file:
+        is_free = _flock(file.fileno(), shared=True)
         return None if is_free is None else not is_free
-    finally:
-        os.close(fd)
+    return None
 
 
 class _Guard:
@@ -2621,7 +2615,7 @@ class _Run:
             return _open_file(path, os.O_RDWR | flags)
         except OSError as err:
             if err.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise _storage_error(err, "could not make the file", path) from err
+                raise
             raise WriteRefusedError(
                 f"{self.path} may not be written: {err}. To read, use mode 'r'"
             ) from err
@@ -2661,9 +2655,8 @@ class _Run:
 
     def _convert(self, is_afresh: bool) -> None:
         """Make the row files of a run that the original cox wrote, in one step."""
-        fd = self._open_to_lock(self.store_path)
-        try:
-            if _flock(fd) is False:  # HDF5's own way to say that it writes
+        with open(self._open_to_lock(self.store_path), "rb") as file:
+            if _flock(file.fileno()) is False:  # HDF5's own way to say that it writes
                 raise WriteRefusedError(
                     f"{self.store_path} is open in another program; close it there"
                 )
@@ -2685,15 +2678,13 @@ class _Run:
                     _create_table(new_dir, name, rows)
                 # else the export puts the file aside, as what is in it is nowhere else
                 is_ours = original.is_all and bool(original.tables)
-                stores = [_digest(_read_file(self.store_path))] if is_ours else []
+                stores = [_digest(file.read())] if is_ours else []
                 _write_state(new_dir, _State({}, stores))
                 os.rename(new_dir, self.tables_dir)
                 _sync(self.path)
             except BaseException:
                 self._release()
                 raise
-        finally:
-            os.close(fd)
 
     def erase(self) -> None:
         """Begin the run afresh, alone: no thread logs or exports meanwhile."""
@@ -2909,12 +2900,11 @@ class _Run:
 
     def _release(self) -> None:
         fd, self._lock_fd = self._lock_fd, -1
-        self.is_stale = False
         self._close_writers(fd)
 
     def after_fork(self) -> None:
         """Make this the child's copy: readable, with no hold on the parent's lock."""
-        self.refusal = self.refusal or (
+        self.refusal = (
             "it was opened before fork() by the parent process; open a run of its own "
             "in the child, or send the rows to the parent"
         )
@@ -3336,9 +3326,9 @@ class Table:
         columns = self._schema.columns
         if name in columns:
             shown = f"a value of type {type(value).__name__}"
-            is_huge = isinstance(value, int) and value.bit_length() > 200
-            if isinstance(value, (int, float, str, type(None))) and not is_huge:
-                shown = reprlib.repr(value)
+            if isinstance(value, (int, float, str, type(None))):
+                with contextlib.suppress(ValueError):  # of an int with 5,000 digits
+                    shown = reprlib.repr(value)
             return SchemaError(
                 f"column {name!r} of table {self.name!r} is {columns[name]} and cannot "
                 f"take {shown}: {err}"
