@@ -2308,11 +2308,7 @@ def _list_runs(directory: str, warn: bool = False) -> list[str]:
 
 
 def _list_tables(run_dir: str) -> list[str] | None:
-    """Return the names of the tables, sorted; None for a run of the original cox.
-
-    Raises:
-        CorruptError: A file has a name that cox gives to none.
-    """
+    """Return the names of the tables, sorted; None for a run of the original cox."""
     tables_dir = os.path.join(run_dir, _TABLES_DIR)
     _refuse_link(tables_dir)
     try:
@@ -2360,12 +2356,7 @@ def _open_table(run_dir: str, name: str) -> _TableFile | None:
 
 
 def _read_rows(run_dir: str, name: str) -> _Rows:
-    """Read a table of a run as it is now, whoever wrote it.
-
-    Raises:
-        NotFoundError: There is no such run, or it has no such table.
-        CorruptError: A file of the table is damaged.
-    """
+    """Read a table of a run as it is now, whoever wrote it."""
     if table := _open_table(run_dir, name):
         with table:
             [rows] = _merge_rows([_Rows(table.schema.header), *table.blocks()])
@@ -2506,8 +2497,8 @@ class _Guard:
 class _Run:
     """A run's directory, open in one process: the lock, the writers, the export.
 
-    All Stores of the process on this run share it, through their handles. They know
-    it and it knows none of them, so it goes when all of them are gone.
+    All Stores of the process on this run share it, through their handles. It knows
+    no Store, so it goes when all of them are gone.
     """
 
     def __init__(self, path: str) -> None:
@@ -2522,7 +2513,7 @@ class _Run:
         # True if store.h5 may lack something that this process wrote; see checkpoint()
         self.is_stale: object = False
         self.refusal = ""  # why this process may not write
-        self.users: set[_Handle] = set()  # of open Stores that may write
+        self.users: set[_Handle] = set()  # those of open Stores that may write
         self.unsynced: list[str] | None = None  # new object files; None: all there are
         self.writers: dict[str, _RowWriter] = {}
         self.event_writers: weakref.WeakSet[Any] = weakref.WeakSet()  # of its Stores
@@ -2574,16 +2565,11 @@ class _Run:
                 self._release()
 
     def claim(self, refusal: str = "", is_afresh: bool = False) -> None:
-        """Take the lock before a write; convert a run of the original cox.
+        """Take the lock before a write, or raise; convert a run of the original cox.
 
         The caller holds that of `changing`: of two threads' first writes, one takes it.
-
-        Args:
-            refusal: Why the caller's Store may not write, whatever others may.
-            is_afresh: Nothing that is there is wanted, damaged or not.
-
-        Raises:
-            WriteRefusedError: This process may not write. Nothing was changed.
+        ``refusal`` is why its Store may not write, though others may. ``is_afresh``
+        says that nothing of what is there is wanted, damaged or not.
         """
         self.check_place()
         if refusal := refusal or self.refusal:
@@ -2707,11 +2693,7 @@ class _Run:
             self.is_stale = True
 
     def create_table(self, name: str, schema: _Schema) -> _Schema:
-        """Make a table, or return the schema of the one there if it is the same.
-
-        Raises:
-            SchemaError: It is another one and has rows, or the name is too long.
-        """
+        """Make a table, or find one with the same columns; return its schema."""
         if len(_table_stem(name)) > _TABLE_NAME_MAX:
             raise SchemaError(
                 f"table name {name[:40]!r}... takes over {_TABLE_NAME_MAX} bytes when "
@@ -2824,9 +2806,9 @@ class _Run:
     def _save(
         self, counts: dict[str, int], object_paths: list[str] | None, export: bool
     ) -> None:
-        """Sync all rows and write down how many; write store.h5 with them.
+        """Sync all tables, write down how many rows they have, and write store.h5.
 
-        ``counts`` says how many rows the tables had, of those that we wrote.
+        ``counts`` are the rows of those tables that this process wrote.
         """
         names, all_rows = _list_tables(self.path) or [], {}
         for name in names if export else ():
@@ -2852,11 +2834,7 @@ class _Run:
             _write_file(self.store_path, image, self.tables_dir)
 
     def _keep_store(self, stores: Sequence[str], is_whole: bool) -> list[str]:
-        """Put store.h5 aside if what is in it may be nowhere else.
-
-        Returns:
-            Its digest, in a list, if it stays.
-        """
+        """Put store.h5 aside if its content may be nowhere else, or keep its digest."""
         reason = "it is not as cox wrote it" if is_whole else "a table is damaged"
         try:
             old = _read_file(self.store_path)
@@ -2875,9 +2853,7 @@ class _Run:
     def close(self, status: str = "ended", err: BaseException | None = None) -> None:
         """Export if anything changed, say how it went, and give up the lock.
 
-        Raises:
-            StorageError: store.h5 could not be written. The run stays open: the
-                rows are safe in their own files, and close() may be tried again.
+        If it raises, the run stays open, and close() may be tried again.
         """
         if self.is_changed:
             self.checkpoint()
@@ -3044,15 +3020,7 @@ class Table:
         store: Store,
         has_initialized: bool = False,
     ) -> None:
-        """Open a table, or make it.
-
-        Args:
-            name: Name of the table.
-            schema: Column name to type; see :meth:`Store.add_table`.
-            table_obj_dir: Directory for the files of PICKLE and PYTORCH_STATE values.
-            store: The run that the table belongs to.
-            has_initialized: The table exists already.
-        """
+        """Make a table, or open it if it ``has_initialized``."""
         if not isinstance(name, str) or not name:
             raise SchemaError(f"a table's name must be a str, not empty; got {name!r}")
         self.name = name
