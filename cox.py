@@ -2297,10 +2297,9 @@ def _list_runs(directory: str, warn: bool = False) -> list[str]:
     exp_ids, shut = [], []
     with os.scandir(directory) as entries:
         for entry in entries:
-            path = entry.path
-            if _is_run(path):
+            if _is_run(entry.path):
                 exp_ids.append(entry.name)
-            elif os.path.isdir(path) and not os.access(path, os.R_OK | os.X_OK):
+            elif os.path.isdir(entry) and not os.access(entry.path, os.R_OK | os.X_OK):
                 shut.append(entry.name)
     if shut and warn:
         _log.warning("no permission to read in %s: %s", directory, _shorten(shut))
@@ -2320,8 +2319,8 @@ def _list_tables(run_dir: str) -> list[str] | None:
         raise CorruptError("it is no directory", tables_dir) from None
     names = []
     for file in files:
-        if file.endswith(_ROWS_SUFFIX):
-            stem = file[: -len(_ROWS_SUFFIX)]
+        stem = file.removesuffix(_ROWS_SUFFIX)
+        if stem != file:
             name = urllib.parse.unquote(stem, errors="replace")
             with contextlib.suppress(UnicodeDecodeError):
                 name = urllib.parse.unquote(stem, errors="surrogatepass")
@@ -2529,14 +2528,15 @@ class _Run:
         parents = [os.path.dirname(self.path)]
         while not os.path.exists(parents[-1]):
             parents.append(os.path.dirname(parents[-1]))
-        try:
+        with _as_storage_error(self.path, "could not make the run"):
             os.makedirs(self.path, exist_ok=True)
-            os.mkdir(self.tables_dir)
-        except FileExistsError:
-            if new:
-                raise StoreExistsError(f"{self.path} was made meanwhile") from None
-        except OSError as err:
-            raise _storage_error(err, "could not make the run", self.path) from err
+            try:
+                os.mkdir(self.tables_dir)
+            except FileExistsError:
+                if new:
+                    raise StoreExistsError(f"{self.path} was made meanwhile") from None
+            for name in (_SAVE_DIR, _TENSORBOARD_DIR):
+                os.makedirs(os.path.join(self.path, name), exist_ok=True)
         return parents
 
     def create(self, new: bool) -> None:
@@ -2554,8 +2554,6 @@ class _Run:
             else:
                 self._take_lock(self.tables_dir)
             try:
-                for name in (_SAVE_DIR, _TENSORBOARD_DIR):
-                    os.makedirs(os.path.join(self.path, name), exist_ok=True)
                 if not os.path.exists(self.store_path):
                     # by way of .tables, as `ls` shows only what is whole
                     _write_file(self.store_path, _empty_image(), self.tables_dir)
@@ -2753,9 +2751,8 @@ class _Run:
         # handler that comes amid a row holds the one and may want the other.
         with self.changing.lock:
             self.claim(refusal)
-            if not self.changing.is_busy:
-                for writer in self.writers.values():
-                    writer.check()
+            for writer in self.writers.values():
+                writer.check()
             counts = {name: writer.end[0] for name, writer in self.writers.items()}
             counts = self._closed_counts | counts
             unsynced, self.unsynced = self.unsynced, []
@@ -2787,8 +2784,7 @@ class _Run:
         if object_paths is None:  # the first time: directories too, whoever made them
             object_paths = [self.tables_dir, os.path.dirname(self.path)]
             if _is_real_dir(self.objects_dir):
-                uids = os.listdir(self.objects_dir)
-                object_paths += [os.path.join(self.objects_dir, uid) for uid in uids]
+                object_paths += [file.path for file in os.scandir(self.objects_dir)]
         stems = [_table_path(self.path, name) for name in names]
         paths = [stem + suffix for stem in stems for suffix in _SUFFIXES]
         if object_paths:
@@ -2958,9 +2954,9 @@ class _Handle:
         if run.changing.is_busy:  # amid a row, by a signal handler: the next close()
             run.users.add(self)
 
-    def drop(self, is_finalizing: Any = sys.is_finalizing) -> None:
+    def drop(self) -> None:
         """Do as :meth:`close` when the Store is gone; its Tables may still write."""
-        if not is_finalizing() and self in self.run.users:
+        if self in self.run.users:
             self.run.users.discard(self)
             if not self.run.users:
                 self.run.close_at_last()
@@ -3244,8 +3240,7 @@ class Table:
             for i in self._schema.file_fields:
                 converted[i] = [self._create_object(v, paths) for v in converted[i]]
             rows = _encode_rows(self._schema.header, converted, *end)
-            if rows.records:
-                writer.append(rows.records, rows.texts, rows.nrows)
+            writer.append(rows.records, rows.texts, rows.nrows)
         finally:
             self._settle_objects(paths, is_written=writer.end != end)
 
@@ -3354,12 +3349,12 @@ class Table:
 
     def _settle_objects(self, paths: list[str], is_written: bool) -> None:
         """Remove new files that no row names; have the others synced."""
-        if is_written and self._run.unsynced is not None:
-            self._run.unsynced += paths
         if not is_written:
             for path in paths:
                 with contextlib.suppress(OSError):
                     os.unlink(path)
+        elif self._run.unsynced is not None:
+            self._run.unsynced += paths
 
     def get_pickle(self, uid: str) -> Any:
         """Return the object that a PICKLE column's string stands for.
