@@ -2562,12 +2562,11 @@ class _Run:
             finally:
                 self._release()
 
-    def claim(self, refusal: str = "", is_afresh: bool = False) -> None:
+    def claim(self, refusal: str = "") -> None:
         """Take the lock before a write, or raise; convert a run of the original cox.
 
         The caller holds that of `changing`: of two threads' first writes, one takes it.
-        ``refusal`` is why its Store may not write, though others may. ``is_afresh``
-        says that nothing of what is there is wanted, damaged or not.
+        ``refusal`` is why its Store may not write, though others may.
         """
         self.check_place()
         if refusal := refusal or self.refusal:
@@ -2576,7 +2575,7 @@ class _Run:
             if os.path.lexists(self.tables_dir):
                 self._take_lock(self.tables_dir)
             else:
-                self._convert(is_afresh)
+                self._convert()
             self.is_stale = True  # for all we know: a killed writer exports nothing
             self.unsynced = None
 
@@ -2637,7 +2636,7 @@ class _Run:
             if self._lock_fd != fd:
                 os.close(fd)
 
-    def _convert(self, is_afresh: bool) -> None:
+    def _convert(self) -> None:
         """Make the row files of a run that the original cox wrote, in one step."""
         with open(self._open_to_lock(self.store_path), "rb") as file:
             if _flock(file.fileno()) is False:  # HDF5's own way to say that it writes
@@ -2647,12 +2646,7 @@ class _Run:
             if os.path.lexists(self.tables_dir):  # since we looked
                 self._take_lock(self.tables_dir)
                 return
-            try:
-                original = _child.read(self.path)
-            except CoxError:
-                if not is_afresh:
-                    raise
-                original = _Original({}, False)
+            original = _child.read(self.path)
             new_dir = self.tables_dir + _NEW_SUFFIX
             _remove(new_dir)  # of one that died here
             os.mkdir(new_dir)
@@ -2675,7 +2669,11 @@ class _Run:
         with self.changing.lock, self.exporting.lock:
             self.changing.refuse_again()
             self.exporting.refuse_again()
-            self.claim(is_afresh=True)
+            try:
+                self.claim()
+            except CorruptError:  # a run of the original, of which nothing is wanted
+                os.makedirs(self.tables_dir, exist_ok=True)
+                self.claim()
             self._close_writers()
             # marks go before records, records before their text
             state = _read_state(self.tables_dir)
