@@ -3251,9 +3251,8 @@ class Table:
                 array = np.asarray(values)
         if array.ndim == 1:
             # numpy's kinds of numbers whose least and greatest vouch for all
-            allowed = {"?": "b", "e": "", "f": ""}.get(kind.code, "biu")
-            if kind.code == "d" and array.dtype.kind in "fbiu":
-                return array
+            vouched = {"d": "fbiu", "?": "b", "e": "", "f": ""}
+            allowed = vouched.get(kind.code, "biu")
             if array.dtype.kind in allowed and len(array):
                 with contextlib.suppress(OverflowError, TypeError):  # said below
                     kind.convert(array.min())
