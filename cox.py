@@ -2831,14 +2831,12 @@ class _Run:
         """Put store.h5 aside if its content may be nowhere else, or keep its digest."""
         reason = "it is not as cox wrote it" if is_whole else "a table is damaged"
         try:
-            old = _read_file(self.store_path)
-            digest = _digest(old)
-            if is_whole and (digest in stores or old == _empty_image()):
-                return [digest]
+            with contextlib.suppress(CorruptError):  # a link, say, is not of cox
+                digest = _digest(_read_file(self.store_path))
+                if is_whole and digest in (*stores, _digest(_empty_image())):
+                    return [digest]
         except FileNotFoundError:
             return []
-        except CorruptError as err:
-            reason = str(err)
         aside = _dated_path(self.store_path)
         os.rename(self.store_path, aside)
         _log.warning("kept %s as %s: %s", self.store_path, aside, reason)
