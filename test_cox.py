@@ -2481,6 +2481,18 @@ def test_a_broken_run_of_the_original_can_be_begun_afresh(original):
     assert_logged(exported(original)["t"], 2)
 
 
+def test_a_run_whose_store_is_a_link_can_be_begun_afresh(original, tmp_path):
+    elsewhere = (original / "store.h5").rename(tmp_path / "elsewhere.h5")
+    (original / "store.h5").symlink_to(elsewhere)
+    before = elsewhere.read_bytes()
+    with warns(r"store\.h5"), Store(original.parent, "run", mode="w") as store:
+        log(store, 2)
+    [kept] = original.glob("store.h5.*")
+    assert kept.is_symlink()
+    assert elsewhere.read_bytes() == before
+    assert_logged(exported(original)["t"], 2)
+
+
 def test_two_processes_convert_a_run_once(original, around):
     others = []
 
@@ -3551,15 +3563,18 @@ def test_a_lock_file_that_cannot_be_made_is_an_error_at_once(
         log(store, 1)
 
 
-def test_a_run_that_cannot_be_made_is_a_storage_error(out, around):
+@pytest.mark.parametrize("directory", [".tables", "save"])
+def test_a_run_that_cannot_be_made_is_a_storage_error(out, around, directory):
     def full(call, name, *args):
-        if name == "mkdir":
+        if name in ("mkdir", "makedirs") and str(args[0]).endswith(directory):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), args[0])
         return call(*args)
 
     around(full)
     with pytest.raises(cox.StorageError, match="out/run"):
         Store(out, "run")
+    around(lambda call, name, *args: call(*args))
+    Store(out, "run").close()
 
 
 def test_a_damaged_table_keeps_no_other_out_of_the_export(run, damage):
