@@ -2451,8 +2451,7 @@ def _flock(fd: int, shared: bool = False) -> bool | None:
     if fcntl is None:
         return None
     try:
-        operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        fcntl.flock(fd, operation | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_NB | (fcntl.LOCK_SH if shared else fcntl.LOCK_EX))
     except (BlockingIOError, PermissionError):
         return False
     except OSError as err:
@@ -2546,9 +2545,8 @@ class _Run:
             if self._lock_fd >= 0:
                 return  # we write this run; the next export makes store.h5 again
             for _ in range(200):
-                if os.path.exists(self.store_path):
-                    return
-                if not self._try_lock(self.tables_dir):
+                holder = self._try_lock(self.tables_dir)
+                if not holder or os.path.exists(self.store_path):
                     break
                 time.sleep(0.01)  # another process is making it
             else:
@@ -3359,12 +3357,9 @@ class Table:
         return _load_pickle(uid, self._objects_dir)
 
     def get_state_dict(self, uid: str, **kwargs: Any) -> Any:
-        """Return what ``torch.load`` makes of a PYTORCH_STATE column's string.
+        """Return what ``torch.load(**kwargs)`` makes of a PYTORCH_STATE column's text.
 
-        Args:
-            uid: The string in the column.
-            kwargs: Passed to ``torch.load`` (``map_location``, ...). As with PICKLE,
-                ``weights_only`` is False unless given.
+        As with PICKLE, this may run code: ``weights_only`` is False unless given.
         """
         return _load_pytorch_state(uid, self._objects_dir, **kwargs)
 
