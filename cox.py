@@ -2582,14 +2582,18 @@ class _Run:
         lock_path = os.path.join(self.tables_dir, _LOCK_NAME)
         if self._lock_fd < 0 or _is_same_file(self._lock_fd, lock_path):
             return
-        with self.changing.lock:
-            self.refusal = (
-                "it was moved or deleted while this process wrote it; what is there "
-                "now, if anything, is another run. Open a new Store, where you want it"
-            )
-            self.history.has_begun = False  # what has the name now is not ours
-            if not self.changing.is_busy:
-                self._release()
+        self.refusal = (
+            "it was moved or deleted while this process wrote it; what is there now, "
+            "if anything, is another run. Open a new Store, where you want it"
+        )
+        self.history.has_begun = False  # what has the name now is not ours
+        # not waited for: its thread may wait for the event that brought us here
+        if self.changing.lock.acquire(blocking=False):
+            try:
+                if not self.changing.is_busy:
+                    self._release()
+            finally:
+                self.changing.lock.release()
 
     def _open_to_lock(self, path: str, flags: int = 0) -> int:
         try:
@@ -3010,7 +3014,11 @@ class Table:
         store: Store,
         has_initialized: bool = False,
     ) -> None:
-        """Make a table, or open it if it ``has_initialized``."""
+        """Make a table of ``store``, or open it if it ``has_initialized``.
+
+        ``schema`` is as for :meth:`Store.add_table`; files of PICKLE and PYTORCH_STATE
+        values go to ``table_obj_dir``.
+        """
         if not isinstance(name, str) or not name:
             raise SchemaError(f"a table's name must be a str, not empty; got {name!r}")
         self.name = name
@@ -3359,7 +3367,8 @@ class Table:
     def get_state_dict(self, uid: str, **kwargs: Any) -> Any:
         """Return what ``torch.load(**kwargs)`` makes of a PYTORCH_STATE column's text.
 
-        As with PICKLE, this may run code: ``weights_only`` is False unless given.
+        As with PICKLE, this may run code: ``weights_only`` is False unless given. The
+        device is chosen by ``map_location``.
         """
         return _load_pytorch_state(uid, self._objects_dir, **kwargs)
 

@@ -4033,6 +4033,32 @@ with cox.Store({str(out)!r}, "run") as store:
         assert [*CollectionReader(out).runs()["status"]] == ["running"]
 
 
+def test_an_event_for_a_run_that_was_moved_waits_for_no_row(store, out, monkeypatch):
+    table = store.add_table("t", {"x": int})
+    table.append_row({"x": 0})
+    write, is_amid, may_go_on = os.write, threading.Event(), threading.Event()
+
+    def wait_and_write(fd, data):
+        if threading.current_thread() is not threading.main_thread():
+            is_amid.set()
+            may_go_on.wait(20)
+        return write(fd, data)
+
+    monkeypatch.setattr(cox.os, "write", wait_and_write)
+    with ThreadPoolExecutor() as pool:
+        row = pool.submit(table.append_row, {"x": 1})
+        assert is_amid.wait(20)
+        os.rename(store.path, out / "moved")
+        event = pool.submit(store.writer.add_scalar, "x", 1.0)
+        with pytest.raises(CoxError, match="moved or deleted"):
+            event.result(10)
+        may_go_on.set()
+        row.result(10)
+    with pytest.raises(CoxError, match="moved or deleted"):
+        table.append_row({"x": 2})
+    assert Store(out, "moved")["t"].df["x"].tolist() == [0, 1]
+
+
 def test_a_writer_whose_run_was_moved_says_nothing_in_the_one_that_took_its_name(out):
     store = Store(out, "run")
     log(store, 1)
