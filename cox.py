@@ -2517,7 +2517,7 @@ class _Run:
         self.event_writers: weakref.WeakSet[Any] = weakref.WeakSet()  # of its Stores
         self._lock_fd = -1
         self._is_locked = True  # False: the file system has no locks
-        self._sync_error: StorageError | None = None
+        self._sync_errno = 0  # of a sync that failed
         # rows of tables whose files we closed, having too many open
         self._closed_counts: dict[str, int] = {}
         _runs.add(self)
@@ -2779,8 +2779,6 @@ class _Run:
 
     def _sync(self, names: list[str], object_paths: list[str] | None) -> None:
         """Sync tables and objects, whoever wrote them; then the directories."""
-        if self._sync_error is not None:  # the system has forgotten it, but we have not
-            raise self._sync_error
         if object_paths is None:  # the first time: directories too, whoever made them
             object_paths = [self.tables_dir, os.path.dirname(self.path)]
             if _is_real_dir(self.objects_dir):
@@ -2790,14 +2788,19 @@ class _Run:
         if object_paths:
             paths += [*object_paths, self.objects_dir, self.path]
         try:
+            if self._sync_errno:  # the system has forgotten it, but we have not
+                raise OSError(self._sync_errno, os.strerror(self._sync_errno))
             _sync_all(paths)
         except OSError as err:
+            if err.errno in (errno.EMFILE, errno.ENFILE):  # none was opened, or refused
+                raise _storage_error(err, "could not sync", self.path) from err
+            # the number alone: an error's traceback would keep this run alive
+            self._sync_errno = err.errno or errno.EIO
             what = (
                 "the disk refused to sync, so a machine that dies may lose rows. Copy "
                 "the run elsewhere, and open a new Store"
             )
-            self._sync_error = _storage_error(err, what, self.path)
-            raise self._sync_error from err
+            raise _storage_error(err, what, self.path) from err
 
     def _save(
         self, counts: dict[str, int], object_paths: list[str] | None, export: bool

@@ -3391,9 +3391,23 @@ def test_a_sync_that_failed_is_not_forgotten(out, around):
     assert hits
     with warns("refused to sync"):
         del store, attempt
-        gc.collect()
     with Store(out, "run") as store:
         log(store, 1)
+    assert len(pd.read_hdf(store.path + "/store.h5", "t")) == 3
+
+
+def test_too_many_open_files_are_no_sync_that_failed(out, monkeypatch):
+    def refuse(*args):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with Store(out, "run") as store:
+        log(store, 2)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", refuse)
+            with pytest.raises(cox.StorageError, match="could not sync: Too many"):
+                store.checkpoint()
+        store.checkpoint()
+    assert len(pd.read_hdf(store.path + "/store.h5", "t")) == 2
 
 
 @pytest.fixture
