@@ -2676,19 +2676,20 @@ class _Run:
             except CorruptError:  # a run of the original, of which nothing is wanted
                 os.makedirs(self.tables_dir, exist_ok=True)
                 self.claim()
+            self.is_stale = True
             self._close_writers()
-            # marks go before records, records before their text
-            state = _read_state(self.tables_dir)
-            _write_state(self.tables_dir, state._replace(rows={}))
-            for suffix in _SUFFIXES:
-                _remove_each(self.tables_dir, suffix)
-                _sync(self.tables_dir)
-            _remove(self.objects_dir)
-            # or old curves go on in the new
-            _remove_each(os.path.join(self.path, _TENSORBOARD_DIR))
+            with _as_storage_error(self.path, "could not erase all that was there"):
+                # marks go before records, records before their text
+                state = _read_state(self.tables_dir)
+                _write_state(self.tables_dir, state._replace(rows={}))
+                for suffix in _SUFFIXES:
+                    _remove_each(self.tables_dir, suffix)
+                    _sync(self.tables_dir)
+                _remove(self.objects_dir)
+                # or old curves go on in the new
+                _remove_each(os.path.join(self.path, _TENSORBOARD_DIR))
             for event_writer in list(self.event_writers):
                 event_writer.close()  # its next event starts a new file
-            self.is_stale = True
 
     def create_table(self, name: str, schema: _Schema) -> _Schema:
         """Make a table, or find one with the same columns; return its schema."""
@@ -3343,8 +3344,9 @@ class Table:
     def _create_object(self, data: bytes, paths: list[str]) -> bytes:
         """Write a value that goes to a file; return the file's name."""
         self._run.claim()  # or the run that took our run's place would get it
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(self._objects_dir)
+        if not os.path.lexists(self._objects_dir):
+            with _as_storage_error(self._objects_dir, "could not make the directory"):
+                os.mkdir(self._objects_dir)
         _require_real_dir(self._objects_dir)
         uid = _new_uid(data)
         paths.append(os.path.join(self._objects_dir, uid))

@@ -3591,6 +3591,43 @@ def test_a_run_that_cannot_be_made_is_a_storage_error(out, around, directory):
     Store(out, "run").close()
 
 
+def test_a_full_disk_without_room_for_the_objects_directory_is_a_storage_error(
+    store, around
+):
+    def full(call, name, *args):
+        if name == "mkdir":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), args[0])
+        return call(*args)
+
+    table = store.add_table("t", {"x": cox.PICKLE})
+    around(full)
+    with pytest.raises(cox.StorageError, match="table_objects"):
+        table.append_row({"x": 1})
+    around(lambda call, name, *args: call(*args))
+    table.append_row({"x": 2})
+    assert table.get_pickle(table.df.x[0]) == 2
+
+
+def test_a_run_that_cannot_be_erased_is_a_storage_error_and_goes_on(out, around):
+    def refuse(call, name, *args):
+        if name == "unlink" and "tensorboard" in args[0]:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), args[0])
+        return call(*args)
+
+    with Store(out, "run") as store:
+        log(store, 1)
+        store.writer.add_scalar("x", 1)
+    with Store(out, "run") as store:
+        log(store, 1)
+        store.checkpoint()
+        around(refuse)
+        with pytest.raises(cox.StorageError, match="could not erase"):
+            Store(out, "run", mode="w")
+    with Store(out, "run", mode="r") as store:
+        assert not store.tables
+    assert exported(out / "run") == {}
+
+
 def test_a_damaged_table_keeps_no_other_out_of_the_export(run, damage):
     store = Store(run.parent, "run")
     store["other"].append_row({"x": 2.5})
