@@ -2864,17 +2864,22 @@ class _Run:
                 self.history.end(status, err)
                 self._release()
 
-    def _close_writers(self, *more: int) -> None:
-        """Close the files of all tables, and more descriptors."""
+    def _close_writers(self) -> None:
+        """Close the files of all tables."""
         writers, self.writers = self.writers, {}
         self._closed_counts.clear()
         fds = itertools.chain(*[writer.detach() for writer in writers.values()])
         with _as_storage_error(self.path, "could not close the tables"):
-            _close_all(*fds, *more)
+            _close_all(*fds)
 
     def _release(self) -> None:
-        fd, self._lock_fd = self._lock_fd, -1
-        self._close_writers(fd)
+        with _as_storage_error(self.path, "could not close the lock"):
+            fd, self._lock_fd = self._lock_fd, -1
+            try:
+                self._close_writers()
+            finally:  # by no function of ours, which a signal handler could stop before
+                if fd >= 0:
+                    os.close(fd)
 
     def after_fork(self) -> None:
         """Make this the child's copy: readable, with no hold on the parent's lock."""

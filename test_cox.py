@@ -3453,6 +3453,29 @@ def test_a_file_that_cannot_be_closed_is_told_of_and_the_others_are_closed(
         log(store, 1)
 
 
+def test_an_exception_out_of_a_signal_handler_leaves_no_run_locked(out, monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # out of __del__
+
+    def interrupt(frame, event, arg):
+        nonlocal left
+        left -= event in ("call", "c_return")  # where handlers run
+        if left < 0:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    places, left = 0, -1
+    while left < 0:
+        store = Store(out, "run")
+        log(store, 1)
+        left = places = places + 1
+        with contextlib.suppress(KeyboardInterrupt):
+            sys.setprofile(interrupt)
+            store._handle.run._release()
+            sys.setprofile(None)
+        store._handle.run._release()
+    assert places > 20
+
+
 def test_more_tables_than_files_that_may_be_open(out, failing_close):
     store = Store(out, "run", history=False)
     names = [f"t{i}" for i in range(70)]
