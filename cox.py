@@ -2606,6 +2606,7 @@ class _Run:
             ) from err
 
     def _take_lock(self, tables_dir: str) -> None:
+        holder = ""
         for _ in range(1000):
             if not (holder := self._try_lock(tables_dir)):
                 return
