@@ -2814,11 +2814,10 @@ class _Run:
         names, all_rows = _list_tables(self.path) or [], {}
         for name in names if export else ():
             try:
-                all_rows[name] = rows = _read_rows(self.path, name)
+                all_rows[name] = _read_rows(self.path, name)
+                counts[name] = all_rows[name].nrows  # were there before the sync
             except (CorruptError, NotFoundError) as err:
                 _log.warning("left out of %s: %s", _STORE_NAME, err)
-            else:  # rows that were there before the sync
-                counts[name] = max(rows.nrows, counts.get(name, 0))
         self._sync(names, object_paths)
         if self._lock_fd < 0:  # closed meanwhile, and so exported
             return
