@@ -417,7 +417,7 @@ def has_tensorboard(dirname: str) -> bool:
 
 
 def mkdirp(x: str, should_msg: bool = False) -> None:
-    """Make directory ``x`` with its parents; ignore errors (``should_msg``: warn)."""
+    """Make directory ``x`` and its parents; on errors, warn only if ``should_msg``."""
     try:
         os.makedirs(x)
     except OSError as err:
@@ -2272,13 +2272,13 @@ def _attempts(history: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 ###############################################################################
 # Run directory
 ###############################################################################
-# What holds here:
-# - Readers take no lock and make nothing. The first write of a process takes the
-#   lock, which the kernel gives back when the process dies.
-# - `.tables` comes first and store.h5 last when a run is made, so store.h5
-#   without `.tables` is a run of the original cox.
-# - A child after fork has the parent's files open, so it may not write, and it
-#   closes its copy of the lock, or the run would stay locked when the parent dies.
+# Invariants:
+# - Readers create nothing and take no lock, but share it for a moment to learn a run's
+#   status. The first write takes it; the kernel releases it when the process dies.
+# - When a run is created, `.tables` is made first and store.h5 last, so store.h5
+#   without `.tables` means a run of the original cox.
+# - A forked child inherits the parent's open files. It may not write, and it closes
+#   its copy of the lock, or the run would stay locked after the parent's death.
 
 
 def _digest(data: bytes) -> str:
@@ -2286,7 +2286,7 @@ def _digest(data: bytes) -> str:
 
 
 def _is_run(run_dir: str) -> bool:
-    # in half the time of os.path.exists(os.path.join(...)), which many runs feel
+    # twice as fast as os.path.exists(os.path.join(...)), which matters for many runs
     return os.access(f"{run_dir}{os.sep}{_TABLES_DIR}", os.F_OK) or os.access(
         f"{run_dir}{os.sep}{_STORE_NAME}", os.F_OK
     )
@@ -2294,15 +2294,15 @@ def _is_run(run_dir: str) -> bool:
 
 def _list_runs(directory: str, warn: bool = False) -> list[str]:
     """Return the experiment ids in a directory, sorted; no file is opened."""
-    exp_ids, shut = [], []
+    exp_ids, unreadable = [], []
     with os.scandir(directory) as entries:
         for entry in entries:
             if _is_run(entry.path):
                 exp_ids.append(entry.name)
             elif os.path.isdir(entry) and not os.access(entry.path, os.R_OK | os.X_OK):
-                shut.append(entry.name)
-    if shut and warn:
-        _log.warning("no permission to read in %s: %s", directory, _shorten(shut))
+                unreadable.append(entry.name)
+    if unreadable and warn:
+        _log.warning("no permission to read in %s: %s", directory, _shorten(unreadable))
     return sorted(exp_ids)
 
 
@@ -2326,7 +2326,7 @@ def _list_tables(run_dir: str) -> list[str] | None:
                 name = urllib.parse.unquote(stem, errors="surrogatepass")
             if _table_stem(name) != stem:
                 where = os.path.join(tables_dir, file)
-                raise CorruptError("its name is that of no table of cox", where)
+                raise CorruptError("its name is not one that cox makes; move it", where)
             names.append(name)
     return sorted(names)
 
@@ -2346,7 +2346,7 @@ def _read_original(run_dir: str) -> dict[str, _Rows]:
 
 def _open_table(run_dir: str, name: str) -> _TableFile | None:
     """Open a table's row files; None if the run has none of that name."""
-    for _ in range(2):  # between two looks a table may be made, or a run converted
+    for _ in range(2):  # again if it was created between the open and the listing
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             return _TableFile(_table_path(run_dir, name))
         if name not in (_list_tables(run_dir) or ()):
@@ -2369,10 +2369,10 @@ def _read_rows(run_dir: str, name: str) -> _Rows:
 def _read_frame(
     run_dir: str, name: str, columns: Collection[str] | None = None
 ) -> pd.DataFrame:
-    """Read a table into a frame, with not much more memory than that takes."""
+    """Read a table into a frame, with little more memory than the frame takes."""
     if table := _open_table(run_dir, name):
         with table:
-            capacity = min(table.count, _CAPACITY_MAX)  # a hole may make it a billion
+            capacity = min(table.count, _CAPACITY_MAX)  # a sparse file claims billions
             return _frame(table.schema.header, table.blocks(), capacity, columns)
     rows = _read_rows(run_dir, name)
     return _frame(rows.header, [rows], rows.nrows, columns)
@@ -2381,10 +2381,9 @@ def _read_frame(
 def _read_ends(
     run_dir: str, name: str, first: int = 0, last: int = 0
 ) -> tuple[int, _Rows]:
-    """Read the number of rows of a table, and its first rows, else its last ones.
+    """Return how many rows a table has, and the first ``first`` or the last ``last``.
 
-    That the last record proves itself says that there are as many: the others are
-    not looked at, unless the end is torn.
+    A good last record proves the number; only if it is not good are all rows read.
     """
 
     def span(nrows: int) -> tuple[int, int]:
@@ -2395,7 +2394,7 @@ def _read_ends(
             nrows = table.count
             begin, end = span(nrows)
             rows = table.read(begin, end - begin, table.start_of(begin))
-            # then the last record, if it is not among them
+            # the last record too, unless it is among `rows`
             before = nrows if begin < end == nrows else max(0, nrows - 1)
             proof = table.read(before, nrows - before, table.start_of(before))
             if rows.nrows == end - begin and proof.nrows == nrows - before:
@@ -2405,7 +2404,7 @@ def _read_ends(
 
 
 def _read_header(run_dir: str, name: str) -> bytes:
-    """Read the header line of one table that row files hold."""
+    """Read the header line of a table that has row files."""
     with _TableFile(_table_path(run_dir, name)) as table:
         return table.schema.header
 
@@ -2417,13 +2416,13 @@ def _read_headers(run_dir: str) -> dict[str, bytes]:
         return {name: rows.header for name, rows in _read_original(run_dir).items()}
     headers = {}
     for name in names:
-        with contextlib.suppress(FileNotFoundError):  # mode 'w' has just erased it
+        with contextlib.suppress(FileNotFoundError):  # mode "w" has just erased it
             headers[name] = _read_header(run_dir, name)
     return headers
 
 
 def _remove_each(directory: str, suffix: str = "") -> None:
-    """Remove what has such a name in a directory of a run, unless that is a link."""
+    """Remove a directory's entries with this suffix, unless the directory is a link."""
     if _is_real_dir(directory):
         for name in os.listdir(directory):
             if name.endswith(suffix):
@@ -2431,23 +2430,23 @@ def _remove_each(directory: str, suffix: str = "") -> None:
 
 
 def _create_table(tables_dir: str, name: str, rows: _Rows) -> None:
-    """Make a table's files: its text first, then `.rows`, whole, in one step."""
+    """Create a table's files: first `.text`, then `.rows`; each appears complete."""
     path = os.path.join(tables_dir, _table_stem(name))
     if _decode_header(rows.header).text_fields:
-        # empty, it needs no sync: a table that has no row is whole without it
+        # empty, it needs no sync: a table without rows can do without this file
         _write_file(path + _TEXT_SUFFIX, rows.texts, sync=bool(rows.texts))
     _write_file(path + _ROWS_SUFFIX, rows.header + rows.records)
 
 
 _A_READER: Final = "a process that only reads it"
 _CLOSED: Final = "its Store was closed; open it again"
-_runs: Final = weakref.WeakSet["_Run"]()  # all of them, for fork and exit
+_runs: Final = weakref.WeakSet["_Run"]()  # all of this process, for fork and exit
 _runs_by_path: Final = weakref.WeakValueDictionary[str, "_Run"]()
 _runs_lock = threading.RLock()
 
 
 def _flock(fd: int, shared: bool = False) -> bool | None:
-    """Take the lock; False if another has it, None if there are no locks."""
+    """Try to lock; return False if another has the lock, None if there are no locks."""
     if fcntl is None:
         return None
     try:
@@ -2462,7 +2461,7 @@ def _flock(fd: int, shared: bool = False) -> bool | None:
 
 
 def _has_writer(run_dir: str) -> bool | None:
-    """Look whether a run's lock is held; None where there is none."""
+    """Return whether a run's lock is held; None if that cannot be told."""
     path = os.path.join(run_dir, _TABLES_DIR, _LOCK_NAME)
     with contextlib.suppress(FileNotFoundError), open(_open_file(path), "rb") as file:
         is_free = _flock(file.fileno(), shared=True)
@@ -2471,12 +2470,12 @@ def _has_writer(run_dir: str) -> bool | None:
 
 
 class _Guard:
-    """A lock for which other threads wait, and which refuses its own thread.
+    """A lock that other threads wait for, and that its holder may not enter again.
 
-    That comes again only in a signal handler, which stopped what it would wait for.
-    Its user writes ``with guard.lock``, :meth:`refuse_again`, and within ``try``
-    sets ``is_busy``: ``with`` takes a lock in C, where a context manager of our own
-    could be stopped between its lines, and leave the lock taken.
+    The holder comes again from a signal handler (or a method of a value), which cannot
+    wait for what it interrupts. To use a guard, enter ``with guard.lock``, call
+    :meth:`refuse_again`, and set ``is_busy`` within ``try``. ``with`` takes a lock in
+    C; a context manager in Python could be interrupted and leave the lock taken.
     """
 
     def __init__(self, work: str) -> None:
@@ -2487,16 +2486,16 @@ class _Guard:
     def refuse_again(self) -> None:
         if self.is_busy:
             raise WriteRefusedError(
-                f"a signal handler came amid {self._work}; set a flag there, and do in "
-                "the main program what it was to do"
+                "a signal handler, or a method of a value, called this amid "
+                f"{self._work}; only set a flag there, and do it in the main program"
             )
 
 
 class _Run:
     """A run's directory, open in one process: the lock, the writers, the export.
 
-    All Stores of the process on this run share it, through their handles. It knows
-    no Store, so it goes when all of them are gone.
+    All Stores of the process on this run share it, through their handles. It refers to
+    none of them, so it is freed when they and their Tables are gone.
     """
 
     def __init__(self, path: str) -> None:
@@ -2505,55 +2504,56 @@ class _Run:
         self.tables_dir = os.path.join(path, _TABLES_DIR)
         self.objects_dir = os.path.join(path, _OBJECTS_DIR)
         self.store_path = os.path.join(path, _STORE_NAME)
-        # of rows, but its lock is held during every change
-        self.changing = _Guard(f"a row of {path}")
-        self.exporting = _Guard(f"an export of {path}")
-        # True if store.h5 may lack something that this process wrote; see checkpoint()
+        # busy while a row is logged; its lock is held during any other change, too
+        self.changing = _Guard(f"the logging of a row of {path}")
+        self.exporting = _Guard(f"the export of {path}")
+        # truthy if store.h5 may lack something that was written; see checkpoint()
         self.is_stale: object = False
-        self.refusal = ""  # why this process may not write
-        self.users: set[_Handle] = set()  # those of open Stores that may write
-        self.unsynced: list[str] | None = None  # new object files; None: all there are
+        self.refusal = ""  # why this process may not write, if so
+        self.users: set[_Handle] = set()  # of the open Stores that may write
+        self.unsynced: list[str] | None = None  # object files; None: assume all
         self.writers: dict[str, _RowWriter] = {}
         self.event_writers: weakref.WeakSet[Any] = weakref.WeakSet()  # of its Stores
         self._lock_fd = -1
-        self._is_locked = True  # False: the file system has no locks
-        self._sync_errno = 0  # of a sync that failed
-        # rows of tables whose files we closed, having too many open
+        self._is_locked = True  # False if the file system has no locks
+        self._sync_errno = 0  # of a failed sync, which is never forgotten
+        # rows of each table whose files we closed because too many were open
         self._closed_counts: dict[str, int] = {}
         _runs.add(self)
 
     def _make_dirs(self, new: bool) -> list[str]:
-        """Make the run's directories; return those that got new entries above it."""
+        """Create the run's directories; return those above it that got a new entry."""
         parents = [os.path.dirname(self.path)]
         while not os.path.exists(parents[-1]):
             parents.append(os.path.dirname(parents[-1]))
-        with _as_storage_error(self.path, "could not make the run"):
+        with _as_storage_error(self.path, "could not create the run"):
             os.makedirs(self.path, exist_ok=True)
             try:
                 os.mkdir(self.tables_dir)
             except FileExistsError:
                 if new:
-                    raise StoreExistsError(f"{self.path} was made meanwhile") from None
+                    what = "was just created; use another exp_id, or drop new=True"
+                    raise StoreExistsError(f"{self.path} {what}") from None
             for name in (_SAVE_DIR, _TENSORBOARD_DIR):
                 os.makedirs(os.path.join(self.path, name), exist_ok=True)
         return parents
 
     def create(self, new: bool) -> None:
-        """Make what a new run lacks, or one whose process died while making it."""
+        """Create what is missing of a new run, or of one whose creator died midway."""
         parents = self._make_dirs(new)
         with self.changing.lock:
             if self._lock_fd >= 0:
-                return  # we write this run; the next export makes store.h5 again
+                return  # we are its writer; the next export writes store.h5
             for _ in range(200):
                 holder = self._try_lock(self.tables_dir)
                 if not holder or os.path.exists(self.store_path):
                     break
-                time.sleep(0.01)  # another process is making it
+                time.sleep(0.01)  # another process is creating the run
             else:
                 self._take_lock(self.tables_dir)
             try:
                 if not os.path.exists(self.store_path):
-                    # by way of .tables, as `ls` shows only what is whole
+                    # the temporary file is in .tables, where `ls` does not show it
                     _write_file(self.store_path, _empty_image(), self.tables_dir)
                     for parent in parents:
                         _sync(parent)
@@ -2563,8 +2563,8 @@ class _Run:
     def claim(self, refusal: str = "") -> None:
         """Take the lock before a write, or raise; convert a run of the original cox.
 
-        The caller holds that of `changing`: of two threads' first writes, one takes it.
-        ``refusal`` is why its Store may not write, though others may.
+        The caller holds ``changing.lock``, so that only one thread takes it.
+        ``refusal`` says why the caller's Store may not write, even if others may.
         """
         self.check_place()
         if refusal := refusal or self.refusal:
@@ -2574,20 +2574,20 @@ class _Run:
                 self._take_lock(self.tables_dir)
             else:
                 self._convert()
-            self.is_stale = True  # for all we know: a killed writer exports nothing
+            self.is_stale = True  # an earlier writer may have died before its export
             self.unsynced = None
 
     def check_place(self) -> None:
-        """Write no more if the run was moved or deleted: another may be there."""
+        """Write no more if the run was moved or deleted."""
         lock_path = os.path.join(self.tables_dir, _LOCK_NAME)
         if self._lock_fd < 0 or _is_same_file(self._lock_fd, lock_path):
             return
         self.refusal = (
-            "it was moved or deleted while this process wrote it; what is there now, "
-            "if anything, is another run. Open a new Store, where you want it"
+            "it was moved or deleted while this process was writing it; what is there "
+            "now, if anything, is another run. Open a new Store where you want to go on"
         )
-        self.history.has_begun = False  # what has the name now is not ours
-        # not waited for: its thread may wait for the event that brought us here
+        self.history.has_begun = False  # so end() adds nothing to another run
+        # do not wait: the holder may be waiting for the event writer that called this
         if self.changing.lock.acquire(blocking=False):
             try:
                 if not self.changing.is_busy:
@@ -2602,7 +2602,7 @@ class _Run:
             if err.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise WriteRefusedError(
-                f"{self.path} may not be written: {err}. To read, use mode 'r'"
+                f"{self.path} may not be written: {err}. To read it, use mode 'r'"
             ) from err
 
     def _take_lock(self, tables_dir: str) -> None:
@@ -2612,14 +2612,14 @@ class _Run:
                 return
             if holder != _A_READER:
                 break
-            time.sleep(0.001)  # who looks at the status of a run holds it for a moment
+            time.sleep(0.001)  # a reader of the run's status shares it for a moment
         raise WriteRefusedError(
-            f"{self.path} is locked by {holder}; wait for that, stop it, or open "
+            f"{self.path} is locked by {holder}; wait for it to end, stop it, or use "
             "another run"
         )
 
     def _try_lock(self, tables_dir: str) -> str:
-        """Take the lock, and return ""; or return who holds it."""
+        """Take the lock and return "", or return who holds it."""
         _require_real_dir(tables_dir)
         fd = self._open_to_lock(os.path.join(tables_dir, _LOCK_NAME), os.O_CREAT)
         try:
@@ -2629,8 +2629,8 @@ class _Run:
                     return _A_READER
                 holder = os.read(fd, 1 << 10).decode(errors="replace")
                 return holder or "another process"
-            _remove_each(tables_dir, _NEW_SUFFIX)  # of a writer that died
-            with contextlib.suppress(OSError):  # full disk: the lock holds all the same
+            _remove_each(tables_dir, _NEW_SUFFIX)  # left by a writer that died
+            with contextlib.suppress(OSError):  # a full disk: the lock holds anyway
                 os.ftruncate(fd, 0)
                 os.write(fd, f"host {socket.gethostname()}, pid {os.getpid()}".encode())
             self._lock_fd, self._is_locked = fd, bool(is_locked)
@@ -2640,26 +2640,26 @@ class _Run:
                 os.close(fd)
 
     def _convert(self) -> None:
-        """Make the row files of a run that the original cox wrote, in one step."""
+        """Convert a run of the original cox to row files, all of it or nothing."""
         with open(self._open_to_lock(self.store_path), "rb") as file:
-            if _flock(file.fileno()) is False:  # HDF5's own way to say that it writes
+            if _flock(file.fileno()) is False:  # HDF5 locks what it writes
                 raise WriteRefusedError(
                     f"{self.store_path} is open in another program; close it there"
                 )
-            if os.path.lexists(self.tables_dir):  # since we looked
+            if os.path.lexists(self.tables_dir):  # converted since we looked
                 self._take_lock(self.tables_dir)
                 return
             original = _child.read(self.path)
             new_dir = self.tables_dir + _NEW_SUFFIX
-            _remove(new_dir)  # of one that died here
+            _remove(new_dir)  # left by a conversion that died
             os.mkdir(new_dir)
             self._take_lock(new_dir)
             try:
                 for name, rows in original.tables.items():
                     _create_table(new_dir, name, rows)
-                # else the export puts the file aside, as what is in it is nowhere else
-                is_ours = original.is_all and bool(original.tables)
-                stores = [_digest(file.read())] if is_ours else []
+                # if not known as a copy of the tables, the export puts store.h5 aside
+                is_copy = original.is_all and bool(original.tables)
+                stores = [_digest(file.read())] if is_copy else []
                 _write_state(new_dir, _State({}, stores))
                 os.rename(new_dir, self.tables_dir)
                 _sync(self.path)
@@ -2668,54 +2668,54 @@ class _Run:
                 raise
 
     def erase(self) -> None:
-        """Begin the run afresh, alone: no thread logs or exports meanwhile."""
+        """Remove tables, objects and events, while no thread logs or exports."""
         with self.changing.lock, self.exporting.lock:
             self.changing.refuse_again()
             self.exporting.refuse_again()
             try:
                 self.claim()
-            except CorruptError:  # a run of the original, of which nothing is wanted
+            except CorruptError:  # damaged, of the original: go on without its rows
                 os.makedirs(self.tables_dir, exist_ok=True)
                 self.claim()
             self.is_stale = True
             self._close_writers()
-            with _as_storage_error(self.path, "could not erase all that was there"):
-                # marks go before records, records before their text
+            with _as_storage_error(self.path, "could not erase all of the old run"):
+                # marks, then records, then text: a crash in between leaves a valid run
                 state = _read_state(self.tables_dir)
                 _write_state(self.tables_dir, state._replace(rows={}))
                 for suffix in _SUFFIXES:
                     _remove_each(self.tables_dir, suffix)
                     _sync(self.tables_dir)
                 _remove(self.objects_dir)
-                # or old curves go on in the new
+                # otherwise the old curves would continue into the new ones
                 _remove_each(os.path.join(self.path, _TENSORBOARD_DIR))
             for event_writer in list(self.event_writers):
                 event_writer.close()  # its next event starts a new file
 
     def create_table(self, name: str, schema: _Schema) -> _Schema:
-        """Make a table, or find one with the same columns; return its schema."""
+        """Create a table, or find one with the same columns; return its schema."""
         if len(_table_stem(name)) > _TABLE_NAME_MAX:
             raise SchemaError(
                 f"table name {name[:40]!r}... takes over {_TABLE_NAME_MAX} bytes when "
                 "percent-encoded; use a shorter one"
             )
         if name not in (_list_tables(self.path) or ()):
-            self.claim()  # which may convert a run of the original: look again
+            self.claim()  # this may convert a run of the original, so look again
         if name in (_list_tables(self.path) or ()):
             on_disk = _decode_header(_read_header(self.path, name))
             if on_disk.columns == schema.columns:
-                return on_disk  # whose columns may be in another order
+                return on_disk  # its columns may be in another order
             writer = self.writers.get(name) or self.open_writer(name, on_disk)
             if writer.end[0]:
                 raise SchemaError(
-                    f"table {name!r} in {self.path} has rows, and columns "
+                    f"table {name!r} in {self.path} has rows with the columns "
                     f"{on_disk.columns}, not {schema.columns}; use another name, or a "
                     "new run"
                 )
             self._close_writer(name)
         elif os.path.lexists(path := _table_path(self.path, name) + _ROWS_SUFFIX):
             raise SchemaError(
-                f"table {name!r} cannot be made: this file system takes {path} for "
+                f"table {name!r} cannot be created: to this file system, {path} is "
                 "another table's file; use another name"
             )
         _create_table(self.tables_dir, name, _Rows(schema.header))
@@ -2724,7 +2724,7 @@ class _Run:
         return schema
 
     def open_writer(self, name: str, schema: _Schema) -> _RowWriter:
-        """Open the files of a table; repair their end."""
+        """Open a table's files for appending; cut off a torn end."""
         self.claim()
         while len(self.writers) >= _WRITERS_MAX:
             self._close_writer(next(iter(self.writers)))
@@ -2744,13 +2744,13 @@ class _Run:
 
     @property
     def is_changed(self) -> bool:
-        """Whether store.h5 lacks anything that this process may still write to it."""
+        """Whether store.h5 may lack something, and this process can still export it."""
         return self._lock_fd >= 0 and bool(self.is_stale) and not self.refusal
 
     def checkpoint(self, export: bool = True, refusal: str = "") -> None:
-        """Wait until all rows are on the disk; then write store.h5 anew."""
-        # The lock of `changing` is never waited for under that of `exporting`: a signal
-        # handler that comes amid a row holds the one and may want the other.
+        """Sync all rows to disk; then write store.h5 anew."""
+        # Never wait for changing.lock while holding exporting.lock: a signal handler
+        # that interrupts a row holds the first and may want the second.
         with self.changing.lock:
             self.claim(refusal)
             for writer in self.writers.values():
@@ -2758,9 +2758,9 @@ class _Run:
             counts = {name: writer.end[0] for name, writer in self.writers.items()}
             counts = self._closed_counts | counts
             unsynced, self.unsynced = self.unsynced, []
-            # As true as before, so that a close() meanwhile waits for the export; who
-            # writes meanwhile puts True in its place. A row that a signal handler
-            # found being written comes after the export.
+            # A mark for this export: truthy, so that a close() meanwhile waits for it,
+            # and replaced with True by a write meanwhile. If a signal handler called us
+            # amid a row, is_stale stays True, as the export will lack that row.
             this_export = object()
             if export and not self.changing.is_busy:
                 self.is_stale = this_export
@@ -2780,8 +2780,8 @@ class _Run:
                 self.is_stale = False
 
     def _sync(self, names: list[str], object_paths: list[str] | None) -> None:
-        """Sync tables and objects, whoever wrote them; then the directories."""
-        if object_paths is None:  # the first time: directories too, whoever made them
+        """Sync tables, new objects and their directories, whoever wrote them."""
+        if object_paths is None:  # unknown: sync everything, whoever made it
             object_paths = [self.tables_dir, os.path.dirname(self.path)]
             if _is_real_dir(self.objects_dir):
                 object_paths += [file.path for file in os.scandir(self.objects_dir)]
@@ -2790,36 +2790,36 @@ class _Run:
         if object_paths:
             paths += [*object_paths, self.objects_dir, self.path]
         try:
-            if self._sync_errno:  # the system has forgotten it, but we have not
+            if self._sync_errno:  # the system reports a failed sync only once
                 raise OSError(self._sync_errno, os.strerror(self._sync_errno))
             _sync_all(paths)
         except OSError as err:
-            if err.errno in (errno.EMFILE, errno.ENFILE):  # none was opened, or refused
+            if err.errno in (errno.EMFILE, errno.ENFILE):  # opening failed, no sync
                 raise _storage_error(err, "could not sync", self.path) from err
-            # the number alone: an error's traceback would keep this run alive
+            # not the error itself, whose traceback would keep this run alive
             self._sync_errno = err.errno or errno.EIO
             what = (
                 "the disk refused to sync, so a machine that dies may lose rows. Copy "
-                "the run elsewhere, and open a new Store"
+                "the run elsewhere, and open a new Store there"
             )
             raise _storage_error(err, what, self.path) from err
 
     def _save(
         self, counts: dict[str, int], object_paths: list[str] | None, export: bool
     ) -> None:
-        """Sync all tables, write down how many rows they have, and write store.h5.
+        """Sync all tables, record how many rows were synced, and write store.h5.
 
-        ``counts`` are the rows of those tables that this process wrote.
+        ``counts`` has the number of rows of each table that this process wrote.
         """
         names, all_rows = _list_tables(self.path) or [], {}
         for name in names if export else ():
             try:
                 all_rows[name] = _read_rows(self.path, name)
-                counts[name] = all_rows[name].nrows  # were there before the sync
+                counts[name] = all_rows[name].nrows  # rows that are synced below
             except (CorruptError, NotFoundError) as err:
                 _log.warning("left out of %s: %s", _STORE_NAME, err)
         self._sync(names, object_paths)
-        if self._lock_fd < 0:  # closed meanwhile, and so exported
+        if self._lock_fd < 0:  # closed (and so exported) or moved meanwhile
             return
         state = _read_state(self.tables_dir)
         marks = {_table_stem(name): count for name, count in counts.items()}
@@ -2827,17 +2827,17 @@ class _Run:
         if export:
             image = _export_image(all_rows)
             stores = self._keep_store(stores, is_whole=len(all_rows) == len(names))
-            # Before store.h5, which is known by it even if we die in between.
+            # recorded before store.h5 is written, so it is known even if we die between
             stores = [*stores, _digest(image)]
         _write_state(self.tables_dir, _State(state.rows | marks, stores))
         if export:
             _write_file(self.store_path, image, self.tables_dir)
 
     def _keep_store(self, stores: Sequence[str], is_whole: bool) -> list[str]:
-        """Put store.h5 aside if its content may be nowhere else, or keep its digest."""
+        """Return the digest of store.h5, or put it aside if it may hold other data."""
         reason = "it is not as cox wrote it" if is_whole else "a table is damaged"
         try:
-            with contextlib.suppress(CorruptError):  # a link, say, is not of cox
+            with contextlib.suppress(CorruptError):  # a link, say: not ours
                 digest = _digest(_read_file(self.store_path))
                 if is_whole and digest in (*stores, _digest(_empty_image())):
                     return [digest]
@@ -2849,7 +2849,7 @@ class _Run:
         return []
 
     def close(self, status: str = "ended", err: BaseException | None = None) -> None:
-        """Export if anything changed, say how it went, and give up the lock.
+        """Export if anything changed, record how it ended, and release the lock.
 
         If it raises, the run stays open, and close() may be tried again.
         """
@@ -2859,13 +2859,12 @@ class _Run:
             self.exporting.refuse_again()
             if self.is_changed:  # rows that other threads logged meanwhile
                 self.checkpoint()
-            if not self.changing.is_busy:  # else this came amid a row: later
+            if not self.changing.is_busy:  # else a signal handler called us amid a row
                 self.check_place()
                 self.history.end(status, err)
                 self._release()
 
     def _close_writers(self) -> None:
-        """Close the files of all tables."""
         writers, self.writers = self.writers, {}
         self._closed_counts.clear()
         fds = itertools.chain(*[writer.detach() for writer in writers.values()])
@@ -2877,35 +2876,35 @@ class _Run:
             fd, self._lock_fd = self._lock_fd, -1
             try:
                 self._close_writers()
-            finally:  # by no function of ours, which a signal handler could stop before
+            finally:  # os.close itself: a signal could interrupt a function of ours
                 if fd >= 0:
                     os.close(fd)
 
     def after_fork(self) -> None:
-        """Make this the child's copy: readable, with no hold on the parent's lock."""
+        """Make this read-only in the child, and close its copy of the parent's lock."""
         self.refusal = (
-            "it was opened before fork() by the parent process; open a run of its own "
-            "in the child, or send the rows to the parent"
+            "it was opened by the parent process, before fork(); open another run in "
+            "the child, or send the rows to the parent"
         )
-        self.changing = _Guard(f"a row of {self.path}")
-        self.exporting = _Guard(f"an export of {self.path}")
-        self.history.has_begun = False  # the last line is the parent's
+        self.changing = _Guard(f"the logging of a row of {self.path}")
+        self.exporting = _Guard(f"the export of {self.path}")
+        self.history.has_begun = False  # the attempt is the parent's to end
         with contextlib.suppress(OSError):
             self._release()
 
     def close_at_last(self, is_finalizing: Any = sys.is_finalizing) -> None:
-        """Close, where nobody is left to take an exception."""
-        # Once the interpreter finalizes, names of this module may be None, and atexit
-        # has been here. The garbage collector may call this amid our own export: who
-        # exports closes, too.
+        """Close where nobody can catch an exception: log it instead."""
+        # When the interpreter finalizes, names of this module may be None, and atexit
+        # has already closed the run. If the garbage collector calls this amid an
+        # export, the close() that exports goes on to close the run.
         if is_finalizing() or self.exporting.is_busy:
             return
-        # where there is a prompt, the last exception is of something before
+        # at a prompt, the last exception belongs to some earlier command
         error = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
         try:
             self.close(err=error)
         except Exception as err:
-            is_ours = isinstance(err, CoxError)  # then the message says it all
+            is_ours = isinstance(err, CoxError)  # its message needs no traceback
             _log.error("%s: %s", self.store_path, err, exc_info=not is_ours)
             with self.changing.lock, contextlib.suppress(OSError):
                 if not self.changing.is_busy:
@@ -2916,11 +2915,11 @@ class _Run:
 
 
 class _Handle:
-    """A Store's hold on its run, shared with its Tables: each Store closes its own."""
+    """A Store's share of a _Run, also used by its Tables; each Store closes its own."""
 
     def __init__(self, path: str, mode: str, history: bool) -> None:
         self.mode = mode
-        self.refusal = ""  # why this Store may not write, though the run may
+        self.refusal = ""  # why this Store may not write, even if others may
         key = os.path.realpath(path)
         with _runs_lock:
             run = _runs_by_path.get(key)
@@ -2936,19 +2935,19 @@ class _Handle:
             self.refusal = "it was opened with mode 'r'; open it with mode 'a'"
 
     def store_args(self) -> tuple[Any, ...]:
-        """Return arguments of a Store on the same run, in another process."""
+        """Return the arguments that open this run in another process."""
         mode = "r" if self.mode == "r" else "a"  # "w" would erase it again
         return *os.path.split(self.run.path), False, mode, self.run.history.is_kept
 
     def close(self, status: str, err: BaseException | None) -> None:
-        """Write store.h5 if it lacks anything; the last to close frees the run."""
+        """Write store.h5 if it lacks anything; the last to close releases the lock."""
         run = self.run
         if run.is_changed:
             run.checkpoint()
         with _runs_lock:
             is_last = run.users == {self}
             run.users.discard(self)
-        # first, or a thread that logs meanwhile would take the lock again
+        # refuse first, or a thread that logs meanwhile would take the lock again
         before, self.refusal = self.refusal, self.refusal or _CLOSED
         if not is_last:
             return
@@ -2958,11 +2957,11 @@ class _Handle:
             self.refusal = before
             run.users.add(self)
             raise
-        if run.changing.is_busy:  # amid a row, by a signal handler: the next close()
+        if run.changing.is_busy:  # in a signal handler: left to the next close()
             run.users.add(self)
 
     def drop(self) -> None:
-        """Do as :meth:`close` when the Store is gone; its Tables may still write."""
+        """Close for a Store that is gone; Tables of it that remain may still write."""
         if self in self.run.users:
             self.run.users.discard(self)
             if not self.run.users:
@@ -2971,15 +2970,15 @@ class _Handle:
 
 def _close_runs() -> None:
     for run in list(_runs):
-        with run.exporting.lock:  # waits for a thread that exports
+        with run.exporting.lock:  # wait for a thread that exports
             pass
         run.close_at_last()
-        # What exit handlers from before cox was imported, or daemon threads, still log
-        # begins no attempt, which nobody would end: the run would be taken for dead.
+        # Daemon threads, or exit handlers older than cox's, may log on. Do not record
+        # that as an attempt: nothing would end it, and the run would be taken for dead.
         run.history.is_kept = False
 
 
-_forks = 0  # between the process that imported cox and this one
+_forks = 0  # from the process that imported cox to this one
 
 
 def _after_fork_in_child() -> None:
@@ -2993,7 +2992,7 @@ def _after_fork_in_child() -> None:
 
 atexit.register(_close_runs)
 if hasattr(os, "register_at_fork"):
-    # no thread may be inside HDF5 at the fork: the child could never go there again
+    # forking while a thread is inside HDF5 would leave HDF5 locked in the child
     os.register_at_fork(
         before=lambda: _hdf5_lock.acquire() and None,
         after_in_parent=lambda: _hdf5_lock.release(),
@@ -3007,10 +3006,10 @@ if hasattr(os, "register_at_fork"):
 
 
 class Table:
-    """A table of a run: rows of typed columns, to which only appending is possible.
+    """A table of a run: typed columns, and rows that can only be appended.
 
-    ``Store.add_table`` and ``store[name]`` make these. The working row is kept
-    here: ``update_row`` stages values, ``flush_row`` writes them.
+    Get one from ``Store.add_table`` or ``store[name]``. It keeps a working row in
+    memory: ``update_row`` stages values in it, ``flush_row`` writes it to the file.
     """
 
     get_object = staticmethod(string_to_obj)
@@ -3023,13 +3022,13 @@ class Table:
         store: Store,
         has_initialized: bool = False,
     ) -> None:
-        """Make a table of ``store``, or open it if it ``has_initialized``.
+        """Create a table in ``store``, or open an existing one if ``has_initialized``.
 
         ``schema`` is as for :meth:`Store.add_table`; files of PICKLE and PYTORCH_STATE
         values go to ``table_obj_dir``.
         """
         if not isinstance(name, str) or not name:
-            raise SchemaError(f"a table's name must be a str, not empty; got {name!r}")
+            raise SchemaError(f"a table's name must be a non-empty str; got {name!r}")
         self.name = name
         self._handle, self._run = store._handle, store._handle.run
         try:
@@ -3042,9 +3041,9 @@ class Table:
                     self._refuse()
                 self._schema = self._run.create_table(name, self._schema)
         self._objects_dir = table_obj_dir
-        # converted values, None where there is none yet; `blank` itself: none at all
+        # converted values, None where not staged; the `blank` object if none is staged
         self._staged = self._schema.blank
-        self._replaced: set[str] = set()  # columns of it that were staged again
+        self._replaced: set[str] = set()  # columns staged more than once
         self._has_warned = False
 
     def __str__(self) -> str:
@@ -3067,7 +3066,7 @@ class Table:
 
     @property
     def nrows(self) -> int:
-        """How many rows are in the table's file."""
+        """Number of rows in the file; the working row is not counted."""
         writer = self._run.writers.get(self.name)
         return writer.end[0] if writer else _read_ends(self._run.path, self.name)[0]
 
@@ -3075,51 +3074,51 @@ class Table:
     def df(self) -> pd.DataFrame:
         """All rows as a frame, index ``0..nrows-1``, read from the file as it is now.
 
-        Serialized columns hold the stored strings: see :meth:`get_object`,
-        :meth:`get_pickle` and :meth:`get_state_dict`.
+        Serialized columns hold the stored strings, to be decoded by
+        :meth:`get_object`, :meth:`get_pickle` and :meth:`get_state_dict`.
         """
         return _read_frame(self._run.path, self.name)
 
     def frame(self, columns: Collection[str] | None = None) -> pd.DataFrame:
-        """Return :attr:`df` with some columns, or one; the others are not decoded.
+        """Return :attr:`df` with only these columns, or this one; decode no others.
 
         Raises:
-            SchemaError: There is no such column.
+            SchemaError: The table has no such column.
         """
         columns = [columns] if isinstance(columns, str) else columns
         if unknown := set(columns or ()) - self._schema.columns.keys():
-            raise self._refusal(min(unknown), None, KeyError())
+            raise self._schema_error(min(unknown), None, KeyError())
         return _read_frame(self._run.path, self.name, columns)
 
     def tail(self, n: int = 5) -> pd.DataFrame:
-        """Return the last ``n`` rows as a frame, under their index in the table.
+        """Return the last ``n`` rows as a frame that keeps their index in the table.
 
-        The time does not depend on how many rows come before them.
+        The time this takes does not depend on how many rows come before them.
         """
         if operator.index(n) < 0:
-            raise ValueError(f"n is a number of rows, got {n}")
+            raise ValueError(f"n must be 0 or more rows, got {n}")
         nrows, rows = _read_ends(self._run.path, self.name, last=n)
         frame = _frame(rows.header, [rows], rows.nrows)
         frame.index = pd.RangeIndex(nrows - rows.nrows, nrows)
         return frame
 
     def update_row(self, data: Any) -> None:
-        """Stage values of the working row, in memory until :meth:`flush_row`.
+        """Stage values in the working row, in memory until :meth:`flush_row`.
 
         Objects are serialized now, so later changes to them have no effect.
 
         Args:
-            data: Column name to value, for any of the columns: a dict,
-                :class:`Parameters`, ``argparse.Namespace`` or dataclass.
+            data: Column name to value, for some or all columns: a dict, Parameters,
+                ``argparse.Namespace``, dataclass or ``pandas.Series``.
 
         Raises:
-            SchemaError: A name is no column, or a value is not of its column's
-                type. Nothing was staged.
+            SchemaError: A name is not a column, or a value does not fit its column.
+            WriteRefusedError: This Store may not write. Either way, nothing is staged.
         """
         self._do(self._stage, data)
 
     def _do(self, action: Callable[..., None], *args: Any) -> None:
-        """Call ``action`` alone: no other thread, no signal handler comes amid it."""
+        """Call ``action``, and keep other threads and signal handlers out meanwhile."""
         run = self._run
         guard = run.changing
         with guard.lock:
@@ -3138,7 +3137,7 @@ class Table:
     def _stage(
         self, data: Any, log_events: Callable[[list[Any]], None] | None = None
     ) -> None:
-        """Stage values once ``log_events(converted row)`` went well."""
+        """Stage values, but only after ``log_events(converted row)`` has succeeded."""
         data = _as_row(data)
         staged = self._merge(data)
         if log_events is not None:
@@ -3148,9 +3147,9 @@ class Table:
         self._staged = staged
 
     def _note_replaced(self, names: Iterable[str]) -> None:
-        """Warn, once, where a value of the working row is replaced twice.
+        """Warn, once, when a column of the working row is replaced a second time.
 
-        Once may be a default that is overwritten; twice is a flush_row() forgotten.
+        The first time may overwrite a default; the second means a missing flush_row().
         """
         slots = self._schema.slots
         replaced = {name for name in names if self._staged[slots[name][0]] is not None}
@@ -3163,27 +3162,27 @@ class Table:
     def flush_row(self) -> None:
         """Write the working row to the table's file and start an empty one.
 
-        When this returns, the row survives the death of the process. It makes at
-        most two system calls that write, plus a file for each PICKLE or
-        PYTORCH_STATE value.
+        When this returns, the row survives the death of the process. It takes at
+        most two write system calls, plus a new file for each PICKLE or PYTORCH_STATE
+        value.
 
         Raises:
             SchemaError: A column has no value.
-            WriteRefusedError: This process may not write.
+            WriteRefusedError: This Store may not write.
             StorageError: The disk refused.
 
-            After any of them the row is still staged, and no part of it written.
+            After each of these, the row is still staged, and no part of it is written.
         """
         self._do(lambda: self._write(self._staged))
 
     def append_row(self, data: Any) -> None:
-        """Stage ``data`` and flush the row in one call; on error, neither is done.
+        """Do ``update_row(data)`` and ``flush_row()`` in one call; on error, neither.
 
         Raises:
-            SchemaError, WriteRefusedError, StorageError: As ``update_row`` and
-                ``flush_row``. The working row is as it was before.
+            SchemaError, WriteRefusedError, StorageError: As :meth:`update_row` and
+                :meth:`flush_row`. The working row is as it was before.
         """
-        run = self._run  # as _do(), but for two calls less
+        run = self._run  # _do() inlined, as two calls per row cost time
         guard = run.changing
         with guard.lock:
             if guard.is_busy or run.refusal or self._handle.refusal:
@@ -3203,14 +3202,14 @@ class Table:
                 guard.is_busy = False
 
     def append_rows(self, data: Any) -> None:
-        """Append many rows in one call; all are refused, or all are written.
+        """Append many rows in one call: all of them or, on an error, none.
 
-        A kill amid the write leaves the first of them, whole. The working row stays
-        as it is.
+        A process that is killed meanwhile leaves the first few, complete. The working
+        row stays as it is.
 
         Args:
-            data: A frame, or a mapping of every column's name to its values, all of
-                one length.
+            data: A frame, or a mapping from the name of each column to a sequence of
+                values; all of the same length.
 
         Raises:
             SchemaError, WriteRefusedError, StorageError: As :meth:`append_row`.
@@ -3221,22 +3220,22 @@ class Table:
     def _append_all(self, data: Any) -> None:
         if not isinstance(data, (Mapping, pd.DataFrame)):
             raise SchemaError(
-                f"the rows for table {self.name!r} are a frame, or a dict of column to "
-                f"values; got {data!r:.80}"
+                f"the rows for table {self.name!r} must be a frame, or a dict of "
+                f"column to values; got {data!r:.80}"
             )
         columns = {name: data[name] for name in data}
         for name in columns:
             if name not in self._schema.columns:
-                raise self._refusal(name, None, KeyError())
+                raise self._schema_error(name, None, KeyError())
         if missing := self._schema.columns.keys() - columns.keys():
             what = f"the rows for table {self.name!r} have no column "
             raise SchemaError(what + ", ".join(map(repr, sorted(missing))))
         lengths = set()
-        with contextlib.suppress(TypeError):  # some values have none
+        with contextlib.suppress(TypeError):  # values that have no len()
             lengths = {len(values) for values in columns.values()}
-        # two columns of one name are a frame, which iterates over names, as a mapping
-        not_these = str, set, Mapping, pd.DataFrame
-        if len(lengths) != 1 or any(isinstance(v, not_these) for v in columns.values()):
+        # duplicate names give a DataFrame, which like a Mapping iterates over its names
+        refused = str, set, Mapping, pd.DataFrame
+        if len(lengths) != 1 or any(isinstance(v, refused) for v in columns.values()):
             raise SchemaError(
                 f"the columns for table {self.name!r} must be sequences of one length, "
                 "under different names"
@@ -3256,18 +3255,18 @@ class Table:
             self._settle_objects(paths, is_written=writer.end != end)
 
     def _convert_column(self, name: str, kind: _Kind, values: Any) -> Any:
-        """Convert as :meth:`append_row` does, whole arrays at once where that is so."""
+        """Convert values as append_row() does, but whole arrays at once if possible."""
         array = np.empty(())
-        # lists of unequal length, and tensors that numpy cannot take: each value below
+        # what numpy refuses (ragged lists, some tensors) is converted one by one below
         with contextlib.suppress(ValueError, TypeError, RuntimeError):
             if kind.code and not isinstance(values, np.ma.MaskedArray):
                 array = np.asarray(values)
         if array.ndim == 1:
-            # numpy's kinds of numbers whose least and greatest vouch for all
-            vouched = {"d": "fbiu", "?": "b", "e": "", "f": ""}
-            allowed = vouched.get(kind.code, "biu")
+            # kinds of numpy arrays that fit if their least and greatest values do
+            by_code = {"d": "fbiu", "?": "b", "e": "", "f": ""}
+            allowed = by_code.get(kind.code, "biu")
             if array.dtype.kind in allowed and len(array):
-                with contextlib.suppress(OverflowError, TypeError):  # said below
+                with contextlib.suppress(OverflowError, TypeError):  # raised below
                     kind.convert(array.min())
                     kind.convert(array.max())
                     return array
@@ -3277,11 +3276,11 @@ class Table:
             for value in values.tolist() if isinstance(values, pd.Series) else values:
                 converted.append(kind.convert(value))
         except Exception as err:
-            raise self._refusal(name, value, err) from err
+            raise self._schema_error(name, value, err) from err
         return converted
 
     def _merge(self, data: Any) -> list[Any]:
-        """Return the working row with ``data`` in it, converted."""
+        """Return a copy of the working row that includes the converted ``data``."""
         values = self._staged.copy()
         name = value = None
         try:
@@ -3292,15 +3291,15 @@ class Table:
         except Exception as err:
             if not isinstance(data, Mapping):
                 return self._merge(_as_row(data))
-            raise self._refusal(name, value, err) from err
+            raise self._schema_error(name, value, err) from err
         return values
 
-    def _refusal(self, name: Any, value: Any, err: Exception) -> SchemaError:
+    def _schema_error(self, name: Any, value: Any, err: Exception) -> SchemaError:
         columns = self._schema.columns
         if name in columns:
             shown = f"a value of type {type(value).__name__}"
             if isinstance(value, (int, float, str, type(None))):
-                with contextlib.suppress(ValueError):  # of an int with 5,000 digits
+                with contextlib.suppress(ValueError):  # an int too long for repr
                     shown = reprlib.repr(value)
             return SchemaError(
                 f"column {name!r} of table {self.name!r} is {columns[name]} and cannot "
@@ -3314,7 +3313,7 @@ class Table:
         )
 
     def _write(self, values: list[Any]) -> None:
-        """Write a working row to the file; begin the next if that went well."""
+        """Write a row to the file; if that succeeds, start an empty working row."""
         if None in values:
             missing = [n for n, v in zip(self._schema.columns, values) if v is None]
             raise SchemaError(
@@ -3347,10 +3346,10 @@ class Table:
         return writer
 
     def _create_object(self, data: bytes, paths: list[str]) -> bytes:
-        """Write a value that goes to a file; return the file's name."""
-        self._run.claim()  # or the run that took our run's place would get it
+        """Write a value to a file of its own; return the file's name."""
+        self._run.claim()  # refuse if another run has taken this one's place
         if not os.path.lexists(self._objects_dir):
-            with _as_storage_error(self._objects_dir, "could not make the directory"):
+            with _as_storage_error(self._objects_dir, "could not create the directory"):
                 os.mkdir(self._objects_dir)
         _require_real_dir(self._objects_dir)
         uid = _new_uid(data)
@@ -3359,7 +3358,7 @@ class Table:
         return uid.encode()
 
     def _settle_objects(self, paths: list[str], is_written: bool) -> None:
-        """Remove new files that no row names; have the others synced."""
+        """Remove new files if no row names them; otherwise list them for a sync."""
         if not is_written:
             for path in paths:
                 with contextlib.suppress(OSError):
@@ -3368,17 +3367,17 @@ class Table:
             self._run.unsynced += paths
 
     def get_pickle(self, uid: str) -> Any:
-        """Return the object that a PICKLE column's string stands for.
+        """Return the object that a string of a PICKLE column stands for.
 
-        This unpickles, so it may run code of whoever wrote the run.
+        Unpickling may run code: use this only on runs that you trust.
         """
         return _load_pickle(uid, self._objects_dir)
 
     def get_state_dict(self, uid: str, **kwargs: Any) -> Any:
-        """Return what ``torch.load(**kwargs)`` makes of a PYTORCH_STATE column's text.
+        """Return the object that a string of a PYTORCH_STATE column stands for.
 
-        As with PICKLE, this may run code: ``weights_only`` is False unless given. The
-        device is chosen by ``map_location``.
+        ``kwargs`` go to ``torch.load``: ``map_location`` to choose the device, say.
+        As ``weights_only`` is False by default, use this only on runs that you trust.
         """
         return _load_pytorch_state(uid, self._objects_dir, **kwargs)
 
@@ -4070,7 +4069,7 @@ class EventWriter:
         bins: Any = "tensorflow", walltime: float | None = None,
         max_bins: int | None = None,
     ) -> None:
-        """Log a distribution, except NaN and infinities, of which it warns.
+        """Log a distribution; NaN and infinities are left out, with a warning.
 
         ``bins`` is as for ``numpy.histogram``; "tensorflow" makes each 10 % wider than
         the one before. Neighbours are joined until there are at most ``max_bins``.
@@ -4280,7 +4279,7 @@ class EventWriter:
     def add_custom_scalars_marginchart(
         self, tags: Sequence[str], category: str = "default", title: str = "untitled"
     ) -> None:
-        """Lay out one chart of a scalar between two others."""
+        """Lay out one chart of a scalar in a margin: tags (value, lower, upper)."""
         self.add_custom_scalars({category: {title: ["Margin", tags]}})
 
     def add_embedding(
@@ -4355,7 +4354,7 @@ class EventWriter:
 
 
 class _Lookup(Mapping[str, Any]):
-    """What there is by name, found and made when it is asked for."""
+    """A view: names and values are looked up whenever they are asked for."""
 
     def __init__(self, names: Callable[[], list[str]], get: Any) -> None:
         self._names, self._get = names, get
@@ -4381,14 +4380,14 @@ def _check_mode(mode: str) -> None:
 class Store:
     """One run: a directory with tables, an event writer and room for files.
 
-    A Store may be used as a context manager, by several threads, and be pickled:
-    the other process opens the run again by its path.
+    A Store is a context manager, and threads may share it. It can be pickled: the
+    other process opens the same run by its path. ``store[name]`` is a table.
 
     Attributes:
-        path: The run's directory, absolute.
-        exp_id: Its last component.
-        save_dir: A directory in it for files of your own.
-        tb_dir: The directory of its event files.
+        path: Absolute path of the run's directory.
+        exp_id: Name of that directory.
+        save_dir: Directory in it for files of your own.
+        tb_dir: Directory in it for event files.
     """
 
     OBJECT = OBJECT
@@ -4403,23 +4402,23 @@ class Store:
         mode: str = "a",
         history: bool = True,
     ) -> None:
-        """Make a run, or open the one that is there.
+        """Create a run, or open an existing one.
 
-        Opening for reading touches no file of an existing run, in mode ``a`` too:
-        the one writer is whoever first writes.
+        Opening an existing run changes none of its files, except in mode ``w``. The
+        first process to write is its only writer, until it closes the run or ends.
 
         Args:
-            storage_folder: Directory of runs, made if it is not there; ``~`` is home.
-            exp_id: The run's directory in it. None or "" takes a random uuid.
-            new: Insist that there is no such run yet.
-            mode: ``a`` to read and append; ``r`` to read, which makes nothing;
-                ``w`` to begin the run afresh: its tables, their objects and its event
-                files are erased, ``save`` is not.
+            storage_folder: Directory of runs, created if missing; ``~`` is home.
+            exp_id: Name of the run's directory in it. None or "" means a random UUID.
+            new: Raise if the run exists already.
+            mode: ``a`` to read and append; ``r`` to only read, and create nothing;
+                ``w`` to start afresh: tables, objects and event files are erased,
+                files in ``save_dir`` are kept.
             history: Record what ran and how it ended; see :attr:`history`.
 
         Raises:
             StoreExistsError: ``new`` is set and the run exists.
-            NotFoundError: The mode is ``r`` and it does not.
+            NotFoundError: The mode is ``r`` and the run does not exist.
             WriteRefusedError: The mode is ``w`` and another process writes the run.
         """
         _check_mode(mode)
@@ -4448,16 +4447,16 @@ class Store:
         exists = _is_run(self.path)
         if exists and new:
             raise StoreExistsError(
-                f"{self.path} exists; take another exp_id, or drop new=True to open it"
+                f"{self.path} exists; use another exp_id, or drop new=True to open it"
             )
         if mode == "r":
             if not exists:
-                raise NotFoundError(f"there is no run of cox at {self.path}")
+                raise NotFoundError(f"there is no run at {self.path}")
         elif not os.path.exists(self._handle.run.store_path):
             if mode == "a" and _list_tables(self.path):
                 what = (
-                    "%s has no %s, but its tables are there, and go on. To begin the "
-                    'run afresh, open it with mode="w"'
+                    "%s has no %s, but its tables are still there, and are continued. "
+                    'To start afresh, open it with mode="w"'
                 )
                 _log.warning(what, self.path, _STORE_NAME)
             self._handle.run.create(new)
@@ -4476,7 +4475,7 @@ class Store:
         return "".join(f"-- Table: {_printable(n)} --\n{t}\n\n" for n, t in tables)
 
     def __bool__(self) -> bool:
-        return True  # also without tables: programs ask `if store:`
+        return True  # even without tables, as programs ask `if store:`
 
     def __len__(self) -> int:
         return len(self.tables)
@@ -4488,8 +4487,8 @@ class Store:
         return Store, self._handle.store_args()
 
     def __del__(self) -> None:
-        # a notebook's cell that is run again finds the run free, though a table of
-        # the first Store may still be there; that one takes the lock when it writes
+        # A notebook cell that runs again must find the run unlocked, even if a Table of
+        # its former Store is still around; that takes the lock again when it writes.
         if hasattr(self, "_handle"):
             self._handle.drop()
 
@@ -4497,13 +4496,13 @@ class Store:
     def read_from_running(
         cls, storage_folder: str | os.PathLike[str], exp_id: str | None = None
     ) -> Store:
-        """Open a run in mode ``r``, by folder and id or by its own path."""
+        """Open a run in mode ``r``, by folder and exp_id, or by its path alone."""
         if exp_id is None:
             storage_folder, exp_id = os.path.split(os.path.abspath(storage_folder))
         return cls(storage_folder, exp_id, mode="r")
 
     def snapshot_copy(self) -> str:
-        """Do a :meth:`checkpoint`, and return the path of store.h5."""
+        """Update store.h5 by a :meth:`checkpoint`, and return its path."""
         self.checkpoint()
         return self._handle.run.store_path
 
@@ -4515,7 +4514,7 @@ class Store:
 
     @property
     def tables(self) -> Mapping[str, Table]:
-        """The run's tables by name, sorted; a view, so always as they are now."""
+        """The run's tables by name, sorted: a view that is always up to date."""
         return _Lookup(lambda: sorted(_read_headers(self.path)), self.get_table)
 
     @property
@@ -4525,18 +4524,18 @@ class Store:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """What wrote this run and how that ended, as it was recorded.
+        """What wrote this run, and how it ended: a list of dicts, oldest first.
 
-        A dict for each process that made a table or wrote a row (``time``, ``host``,
-        ``argv``, ``git``, ``job``, ...), and behind it one with a ``status`` if it did
-        not die: ``done``, ``failed``, ``interrupted``, or ``ended`` if it did not say.
+        Each process that created a table or wrote rows adds one (``time``, ``host``,
+        ``argv``, ``git``, ``job``, ...) and, unless it dies, another with a ``status``:
+        ``done``, ``failed``, ``interrupted``, or ``ended`` if the Store was not closed.
         """
         return _read_history(self.path)
 
     def add_table(self, table_name: str, schema: Mapping[str, Any]) -> Table:
-        """Make a table; if it is there with the same schema, open it to go on.
+        """Create a table, or open the existing one if it has the same schema.
 
-        A table that has no rows yet may be made again with another schema.
+        A table that has no rows yet may be created again with another schema.
 
         Args:
             table_name: Any name of up to 225 bytes when percent-encoded.
@@ -4546,7 +4545,7 @@ class Store:
 
         Raises:
             SchemaError: A type is none of these, the name is too long, or the table
-                has rows and another schema. Nothing was made.
+                has rows and another schema. Nothing was created.
             WriteRefusedError: Another process writes the run, or this Store may not.
         """
         table = Table(table_name, schema, self._handle.run.objects_dir, self)
@@ -4558,23 +4557,23 @@ class Store:
     def add_table_like_example(
         self, table_name: str, example: Any, alternative: str = OBJECT
     ) -> Table:
-        """Make a table whose columns fit an example row.
+        """Create a table whose columns fit an example row, as :meth:`add_table` does.
 
         Args:
-            table_name: Any name.
-            example: A row as for :meth:`Table.update_row`, for the types of its values.
-            alternative: How to store columns of values that are no number, str or
-                bool: ``OBJECT``, ``PICKLE`` or ``PYTORCH_STATE``.
+            table_name: As for :meth:`add_table`.
+            example: A row as for :meth:`Table.update_row`; its values give the types.
+            alternative: Type for values that are not a number, str or bool:
+                ``OBJECT``, ``PICKLE`` or ``PYTORCH_STATE``.
         """
         schema = schema_from_dict(example, alternative)
         with contextlib.suppress(NotFoundError):
-            # columns of objects take any value; the original put numpy scalars there
+            # keep columns of objects: they take any value, and the original made such
             there = self.get_table(table_name).schema.items()
             schema |= {n: t for n, t in there if t == alternative and n in schema}
         return self.add_table(table_name, schema)
 
     def get_table(self, table_id: str) -> Table:
-        """Return a table, also one that another process has added meanwhile.
+        """Return a table, even one that another process has just added.
 
         Raises:
             NotFoundError: The run has no such table.
@@ -4586,14 +4585,14 @@ class Store:
                 header = _read_rows(self.path, table_id).header
             types_ = _decode_header(header).types
             table = Table(table_id, types_, self._handle.run.objects_dir, self, True)
-            self._tables.setdefault(table_id, table)  # of two threads, one wins
+            self._tables.setdefault(table_id, table)  # two threads get the same
         return self._tables[table_id]
 
     __getitem__ = get_table
 
     @property
     def writer(self) -> EventWriter:
-        """The run's event writer, like tensorboardX's; another may be assigned."""
+        """The run's :class:`EventWriter`; assign another writer to use that instead."""
         if self._writer is None and self._handle.mode == "r":
             what = f"{self.path} may not be written: {self._handle.refusal}"
             raise _NoWriterError(what)
@@ -4612,20 +4611,21 @@ class Store:
         summary_type: str = "scalar",
         step: int | None = None,
     ) -> None:
-        """Stage values in a table's working row and write them as events.
+        """Stage values in a table's working row, and write them as events.
 
-        The tags are ``<table>/<column>``. If a value is refused, nothing is staged or
-        written.
+        The tags are ``<table>/<column>``. To write the row, call the table's
+        ``flush_row``. If a value is refused, nothing is staged, and no event written.
 
         Args:
             table_name: Table to stage the values in.
             update_dict: Column name to value, as for :meth:`Table.update_row`.
-            summary_type: The event writer's method without its ``add_``.
-            step: The events' step; None is the index of the row in the table.
+            summary_type: Name of the event writer's method, without ``add_``.
+            step: Step of the events; None means the index of the row in the table.
 
         Raises:
             SchemaError: A value or a column does not fit the table, or the events.
-            ValueError: The writer has no such method.
+            NotFoundError: The run has no such table.
+            ValueError: The event writer has no such method.
             WriteRefusedError, StorageError: As :meth:`Table.append_row`.
         """
         row, writer, method = _as_row(update_dict), self.writer, f"add_{summary_type}"
@@ -4642,7 +4642,7 @@ class Store:
                 values = [staged[slots[name][0]] for name in row]
                 writer._add_scalar_row(table_name, row, values, at_step)
                 return
-            # what another's writer has written stays: try all values on ours before
+            # another writer cannot undo events, so first try all values on one of ours
             ours = writer if is_ours else EventWriter(self.tb_dir, write_to_disk=False)
             with ours._all_or_none() as holder:
                 for target in (holder,) if is_ours else (holder, writer):
@@ -4652,30 +4652,30 @@ class Store:
         table._do(table._stage, row, log_events)
 
     def checkpoint(self, export: bool = True) -> None:
-        """Wait until all rows are on the disk, and write store.h5 anew.
+        """Sync all rows to disk, and write store.h5 anew.
 
-        Rows survive the death of the process without this. It is for the death of
-        the machine, and for readers of store.h5; it takes well under a second per
-        million rows, and other threads log on meanwhile.
+        Rows survive the death of the process without this. It is for the death of the
+        machine, and for readers of store.h5. It takes about a second per million rows;
+        other threads can log meanwhile.
 
         Args:
-            export: False leaves store.h5 as it is, and takes a sync only.
+            export: False only syncs, and leaves store.h5 as it is.
 
         Raises:
-            StorageError: The disk refused; store.h5 is as it was.
+            StorageError: The disk refused; store.h5 is as it was before.
         """
         self._handle.run.checkpoint(export, self._handle.refusal)
 
     def close(self) -> None:
-        """Write store.h5 if there is anything new, and give up the run.
+        """Write store.h5 if there is anything new, and release the run.
 
-        Tables can still be read. A Store that is not closed does the same when it
-        is no longer reachable, or when the interpreter exits.
+        Tables can still be read, but not written. A Store that is not closed does the
+        same when it is no longer reachable, or when the interpreter exits.
 
         Raises:
             StorageError: The disk refused. No row is lost; close() may be repeated.
         """
-        # set in `finally` too, where an exception is on its way
+        # set in `except`, and in `finally` while an exception propagates
         self._close(sys.exc_info()[1])
 
     def _close(self, err: BaseException | None) -> None:
@@ -4914,7 +4914,7 @@ class CollectionReader:
             exp_filter: Called with each exp_id; the run is included if it returns true.
             skip_errs: Leave out runs that cannot be read, with a warning, here and in
                 every :meth:`df`.
-            executor: Runs the reading: threads, processes, dask or MPI.
+            executor: Reads the runs, in threads or processes, or by dask or MPI.
 
         Raises:
             NotFoundError: There is no such directory, or it is itself a run.
@@ -5967,7 +5967,7 @@ _COMMANDS: Final[Mapping[str, tuple[Callable[[list[str]], int], str]]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command ``cox``; return its exit status."""
+    """Run ``cox`` with ``argv``, by default sys.argv[1:]; return its exit status."""
     args = sys.argv[1:] if argv is None else list(argv)
     command = args[0] if args else "no command"
     if args == ["--version"]:
