@@ -9014,7 +9014,7 @@ def _fill_the_disk(out, ballast):
                 return i
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    store = Store(out, "run")
+    store = Store(out, "run", history=False)  # else a patch may fill it first
     table = store.add_table("t", SCHEMA | {"more": str})
     table.append_row({"i": 0, "note": "row 0", "more": ""})
     store.checkpoint()
