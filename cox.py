@@ -5436,7 +5436,7 @@ class _View:
                 except Exception as err:  # no room for the view, say
                     self._hide(run)
                     run.left_out = str(getattr(err, "strerror", None) or err)[:200]
-            if run.name and run.params:
+            if run.name and run.params and not is_more:
                 with contextlib.suppress(Exception):  # a damaged history
                     self._tell_end(run)
         return is_more
