@@ -282,17 +282,6 @@ _NO_REGULAR_FILE_ERRNOS: Final = (errno.ELOOP, errno.ENXIO, errno.EISDIR)
 # errors of flock on file systems without locks
 _NO_LOCK_ERRNOS: Final = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
-# HDF5 files are read and written as bytes in memory: this avoids HDF5's own lock, and
-# a full disk raises when we write the bytes, where HDF5 may fail without an error.
-_HDF5_FILTERS: Final = tables.Filters(complevel=1, complib="zlib")
-_HDF5_OPTIONS: Final[Mapping[str, Any]] = {
-    "driver": "H5FD_CORE",
-    "driver_core_backing_store": 0,
-    "driver_core_increment": 1 << 14,
-}
-_HDF5_ATTRIBUTE_MAX: Final = 60_000  # bytes; HDF5 allows 64 KB per attribute
-_HDF5_TEXT_MAX: Final = 256 << 20  # bytes of a frame's text, padded to its widest
-
 
 ###############################################################################
 # Utilities
@@ -1690,6 +1679,16 @@ def _load_plain(data: bytes) -> Any:
     return value
 
 
+# HDF5 files are read and written as bytes in memory: this avoids HDF5's own lock, and
+# a full disk raises when we write the bytes, where HDF5 may fail without an error.
+_HDF5_FILTERS: Final = tables.Filters(complevel=1, complib="zlib")
+_HDF5_OPTIONS: Final[Mapping[str, Any]] = {
+    "driver": "H5FD_CORE",
+    "driver_core_backing_store": 0,
+    "driver_core_increment": 1 << 14,
+}
+_HDF5_ATTRIBUTE_MAX: Final = 60_000  # bytes; HDF5 allows 64 KB per attribute
+_HDF5_TEXT_MAX: Final = 256 << 20  # bytes of a frame's text, padded to its widest
 _hdf5_lock = threading.RLock()
 
 
