@@ -2345,11 +2345,8 @@ def _read_original(run_dir: str) -> dict[str, _Rows]:
 
 def _open_table(run_dir: str, name: str) -> _TableFile | None:
     """Open a table's row files; None if the run has none of that name."""
-    for _ in range(2):  # again if it was created between the open and the listing
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            return _TableFile(_table_path(run_dir, name))
-        if name not in (_list_tables(run_dir) or ()):
-            break
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return _TableFile(_table_path(run_dir, name))
     return None
 
 

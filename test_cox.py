@@ -3721,6 +3721,15 @@ def test_text_that_is_not_utf8_is_an_error_that_names_the_run(run, damage):
         CollectionReader(run.parent).df("t")
 
 
+@pytest.mark.parametrize("file", ["my table.rows", "%FF.rows"])
+def test_a_file_whose_name_cox_gives_to_no_table_is_named(run, damage, file):
+    (run / ".tables" / "t.rows").rename(run / ".tables" / file)
+    with pytest.raises(
+        cox.CorruptError, match=re.escape(f"{file}: its name is not one")
+    ):
+        Store(run.parent, "run", mode="r").tables["t"]
+
+
 def test_a_run_that_is_gone_is_said_to_be_gone(run):
     with Store(run.parent, "run", mode="r") as store:
         table = store["t"]
@@ -4107,6 +4116,26 @@ with cox.Store({str(out)!r}, "run") as store:
         assert [*CollectionReader(out).runs()["status"]] == ["running"]
 
 
+def test_new_insists_though_the_run_is_created_meanwhile(out, damage, monkeypatch):
+    def create_another_first(path, **kwargs):
+        pathlib.Path(path, ".tables").mkdir(parents=True)
+
+    monkeypatch.setattr(cox.os, "makedirs", create_another_first)
+    with pytest.raises(cox.StoreExistsError, match="was just created"):
+        Store(out, "run", new=True)
+
+
+def test_a_run_at_work_may_be_opened_again_though_its_store_h5_was_removed(out):
+    with Store(out, "run") as store:
+        log(store, 2)
+        os.unlink(store.path + "/store.h5")
+        with warns("has no store.h5"):
+            again = Store(out, "run")
+        again["t"].append_row({"i": 2, "note": "row 2"})
+        again.close()
+    assert len(pd.read_hdf(store.path + "/store.h5", "t")) == 3
+
+
 def test_an_event_for_a_run_that_was_moved_waits_for_no_row(store, out, monkeypatch):
     table = store.add_table("t", {"x": int})
     table.append_row({"x": 0})
@@ -4130,7 +4159,9 @@ def test_an_event_for_a_run_that_was_moved_waits_for_no_row(store, out, monkeypa
         row.result(10)
     with pytest.raises(CoxError, match="moved or deleted"):
         table.append_row({"x": 2})
-    assert Store(out, "moved")["t"].df["x"].tolist() == [0, 1]
+    with Store(out, "moved") as moved:  # whose lock was given up
+        moved["t"].append_row({"x": 2})
+    assert moved["t"].df["x"].tolist() == [0, 1, 2]
 
 
 def test_a_writer_whose_run_was_moved_says_nothing_in_the_one_that_took_its_name(out):
