@@ -3259,8 +3259,9 @@ class Table:
                 array = np.asarray(values)
         if array.ndim == 1:
             # kinds of numpy arrays that fit if their least and greatest values do
-            by_code = {"d": "fbiu", "?": "b", "e": "", "f": ""}
-            allowed = by_code.get(kind.code, "biu")
+            allowed = {"?": "b", "e": "", "f": ""}.get(kind.code, "biu")
+            if kind.code == "d" and array.dtype.kind in "fbiu":
+                return array  # any value fits
             if array.dtype.kind in allowed and len(array):
                 with contextlib.suppress(OverflowError, TypeError):  # raised below
                     kind.convert(array.min())
@@ -5075,8 +5076,10 @@ class CollectionReader:
                 # of more than 100 columns, each of which is a separate array here
                 warnings.simplefilter("ignore", pd.errors.PerformanceWarning)
                 joined["exp_id"] = ids.array.take(joined.index.to_numpy())
-        indexes = _indexes(np.bincount(joined.index).tolist())
-        joined.index = pd.RangeIndex(len(joined)) if ignore_index else pd.Index(indexes)
+        if ignore_index:
+            joined.index = pd.RangeIndex(len(joined))
+        else:
+            joined.index = pd.Index(_indexes(np.bincount(joined.index).tolist()))
         return joined
 
     def runs(
@@ -5162,7 +5165,10 @@ class CollectionReader:
         for name, load in zip(schema.columns, (kind.load for kind in schema.kinds)):
             if load is None or name in keep_serialized or name not in frame:
                 continue
-            dirs = [os.path.join(self.directory, e, _OBJECTS_DIR) for e in exp_ids]
+            dirs = {
+                source: os.path.join(self.directory, exp_ids[source], _OBJECTS_DIR)
+                for source in rows.sources
+            }
             sources = frame.index.tolist()
             decoded = np.empty(len(frame), dtype=object)
             for i, (source, text) in enumerate(zip(sources, frame[name])):
@@ -5236,11 +5242,16 @@ class CollectionReader:
 
 
 def _split_rows(rows: _Rows) -> dict[int, _Rows]:
-    """Return the rows of each source separately; at -1, no rows, in case all fail."""
-    parts, end = {-1: _slice_rows(rows, 0, 0)}, 0
+    """Split rows by source; at -1 are no rows, so that there is always a frame."""
+    schema = _decode_header(rows.header)
+    records = np.frombuffer(rows.records, schema.dtype)
+    bounds = _text_bounds(schema, records, len(rows.texts)).tolist()
+    parts, end = {-1: _Rows(rows.header, [0], [0])}, 0
     for source, count in zip(rows.sources, rows.counts):
-        part = _slice_rows(rows, end, end + count)
-        parts[source], end = part._replace(sources=[source]), end + count
+        first, end = end, end + count
+        text = rows.texts[bounds[first] : bounds[end]]
+        data = records[first:end].tobytes()
+        parts[source] = _Rows(rows.header, [source], [count], data, text)
     return parts
 
 
