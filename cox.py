@@ -5058,14 +5058,19 @@ class CollectionReader:
             self._check_columns(key, names, known if columns is None else {*columns})
         args = exp_ids, keep_serialized, columns
         frames: list[pd.DataFrame] = []
-        for rows in groups:
+        errors: dict[int, Exception] = {}
+        while groups:
+            rows = groups.pop(0)
             try:
                 frames.append(self._decode_frame(rows, *args))
-            except CoxError:  # of one run: decode each by itself
-                parts = _split_rows(rows)
-                by_source, errors = _read_each(self._decode_frame, parts, *args)
-                self._handle_errors(exp_ids, errors, skip_errors)
-                frames += by_source.values()
+            except CoxError as err:  # of one run, which halving finds
+                if len(rows.sources) > 1:
+                    groups[:0] = _halve_rows(rows)
+                    continue
+                errors[rows.sources[0]] = err
+                none = _Rows(rows.header, [0], [0])  # there must be a frame
+                frames.append(self._decode_frame(none, *args))
+        self._handle_errors(exp_ids, errors, skip_errors)
         joined: pd.DataFrame = frames[0]
         if len(frames) > 1:
             _keep_large_ints(frames)
@@ -5241,17 +5246,16 @@ class CollectionReader:
                 )
 
 
-def _split_rows(rows: _Rows) -> dict[int, _Rows]:
-    """Split rows by source; at -1 are no rows, so that there is always a frame."""
-    schema = _decode_header(rows.header)
-    records = np.frombuffer(rows.records, schema.dtype)
-    bounds = _text_bounds(schema, records, len(rows.texts)).tolist()
-    parts, end = {-1: _Rows(rows.header, [0], [0])}, 0
-    for source, count in zip(rows.sources, rows.counts):
-        first, end = end, end + count
-        text = rows.texts[bounds[first] : bounds[end]]
-        data = records[first:end].tobytes()
-        parts[source] = _Rows(rows.header, [source], [count], data, text)
+def _halve_rows(rows: _Rows) -> list[_Rows]:
+    """Split rows of several sources in two."""
+    middle = len(rows.sources) // 2
+    parts, end = [], 0
+    for part in slice(middle), slice(middle, None):
+        first, end = end, end + sum(rows.counts[part])
+        half = _slice_rows(rows, first, end)
+        parts.append(
+            half._replace(sources=rows.sources[part], counts=rows.counts[part])
+        )
     return parts
 
 
