@@ -2849,11 +2849,9 @@ class _Run:
 
         If it raises, the run stays open, and close() may be tried again.
         """
-        if self.is_changed:
-            self.checkpoint()
         with self.changing.lock, self.exporting.lock:
             self.exporting.refuse_again()
-            if self.is_changed:  # rows that other threads logged meanwhile
+            if self.is_changed:
                 self.checkpoint()
             if not self.changing.is_busy:  # else a signal handler called us amid a row
                 self.check_place()
@@ -2941,7 +2939,7 @@ class _Handle:
         if run.is_changed:
             run.checkpoint()
         with _runs_lock:
-            is_last = run.users == {self}
+            is_last = run.users <= {self}  # {} if an exception cut off an earlier call
             run.users.discard(self)
         # refuse first, or a thread that logs meanwhile would take the lock again
         before, self.refusal = self.refusal, self.refusal or _CLOSED
