@@ -2939,8 +2939,8 @@ class _Handle:
         if run.is_changed:
             run.checkpoint()
         with _runs_lock:
-            is_last = run.users <= {self}  # {} if an exception cut off an earlier call
-            run.users.discard(self)
+            run.users.discard(self)  # again, if an exception ended an earlier close()
+            is_last = not run.users and self.mode != "r"
         # refuse first, or a thread that logs meanwhile would take the lock again
         before, self.refusal = self.refusal, self.refusal or _CLOSED
         if not is_last:
