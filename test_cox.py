@@ -6007,7 +6007,7 @@ def test_mode_r_creates_nothing_and_refuses_to_write(run, around):
             store.checkpoint,
             lambda: store.writer,
         ):
-            with pytest.raises(CoxError, match=r"mode|read"):
+            with pytest.raises(cox.WriteRefusedError, match="opened with mode 'r'"):
                 write()
     assert_logged(CollectionReader(run.parent).df("t"), 3)
     assert tree(run) == before
@@ -6208,6 +6208,9 @@ def test_a_closed_store_refuses_rows_and_closes_twice(out):
         table.append_row({"i": 2, "note": ""})
     with pytest.raises(CoxError, match="closed"):
         store.log_table_and_tb("t", {"i": 2})
+    with pytest.raises(CoxError, match="closed"):
+        store.add_table("new", SCHEMA)
+    assert [*Store(out, "run", mode="r").tables] == ["t"]
     assert not list((out / "run" / "tensorboard").iterdir())
 
 
@@ -6233,6 +6236,18 @@ def test_a_second_writer_is_told_who_the_first_is(store, out, child):
     child(_refused_writer, out, holder(), 4).end()
     log(store, 1)
     assert_logged(store["t"].df, 5)
+
+
+def test_a_store_that_is_gone_leaves_the_run_to_others_though_a_table_is_kept(out):
+    store = Store(out, "run")
+    log(store, 1)
+    table = store["t"]
+    del store
+    with load_again().Store(out, "run") as other:
+        log(other, 1)
+    table.append_row({"i": 2, "note": "row 2"})
+    assert_logged(table.df, 3)
+    assert_locked(out)
 
 
 def test_a_lock_file_that_takes_no_text_is_no_matter(out, around):
