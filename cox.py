@@ -2815,13 +2815,14 @@ class _Run:
             except (CorruptError, NotFoundError) as err:
                 _log.warning("left out of %s: %s", _STORE_NAME, err)
         self._sync(names, object_paths)
-        if self._lock_fd < 0:  # closed (and so exported) or moved meanwhile
+        image = _export_image(all_rows) if export else b""
+        if self._lock_fd < 0 and not self.refusal:  # closed, so exported, meanwhile
             return
+        self.claim()  # refuse if it was moved meanwhile
         state = _read_state(self.tables_dir)
         marks = {_table_stem(name): count for name, count in counts.items()}
-        stores, image = state.stores, b""
+        stores = state.stores
         if export:
-            image = _export_image(all_rows)
             stores = self._keep_store(stores, is_whole=len(all_rows) == len(names))
             # recorded before store.h5 is written, so it is known even if we die between
             stores = [*stores, _digest(image)]

@@ -4270,6 +4270,29 @@ def test_a_writer_whose_run_was_moved_says_nothing_in_the_one_that_took_its_name
     assert [line.get("status") for line in other.history] == [None, "done"]
 
 
+@pytest.mark.parametrize("export", [True, False])
+def test_a_run_that_took_the_name_amid_a_checkpoint_gets_nothing_of_it(
+    out, around, export
+):
+    store, another_cox = Store(out, "run"), load_again()
+    log(store, 3)
+    before = []
+
+    def replace_run(call, name, *args):
+        if name == "fsync" and not before:
+            before.append(True)  # threads sync many files at a time
+            os.rename(out / "run", out / "moved")
+            with another_cox.Store(out, "run") as other:
+                log(other, 1)
+            before[:] = [tree(out / "run")]
+        return call(*args)
+
+    around(replace_run)
+    with pytest.raises(cox.WriteRefusedError, match="moved or deleted"):
+        store.checkpoint(export)
+    assert before == [tree(out / "run")]
+
+
 def test_a_refused_store_that_its_error_keeps_alive_holds_no_run(out):
     with Store(out, "run") as store:
         log(store, 1)
