@@ -2673,18 +2673,23 @@ class _Run:
             except CorruptError:  # damaged, of the original: go on without its rows
                 os.makedirs(self.tables_dir, exist_ok=True)
                 self.claim()
-            self.is_stale = True
-            self._close_writers()
-            with _as_storage_error(self.path, "could not erase all of the old run"):
-                # marks, then records, then text: a crash in between leaves a valid run
-                state = _read_state(self.tables_dir)
-                _write_state(self.tables_dir, state._replace(rows={}))
-                for suffix in _SUFFIXES:
-                    _remove_each(self.tables_dir, suffix)
-                    _sync(self.tables_dir)
-                _remove(self.objects_dir)
-                # otherwise the old curves would continue into the new ones
-                _remove_each(os.path.join(self.path, _TENSORBOARD_DIR))
+            try:
+                # refuse what a signal handler logs or exports meanwhile
+                self.changing.is_busy = self.exporting.is_busy = True
+                self.is_stale = True
+                self._close_writers()
+                with _as_storage_error(self.path, "could not erase all of the old run"):
+                    # marks, then records, then text: if we die midway, it is valid
+                    state = _read_state(self.tables_dir)
+                    _write_state(self.tables_dir, state._replace(rows={}))
+                    for suffix in _SUFFIXES:
+                        _remove_each(self.tables_dir, suffix)
+                        _sync(self.tables_dir)
+                    _remove(self.objects_dir)
+                    # otherwise the old curves would continue into the new ones
+                    _remove_each(os.path.join(self.path, _TENSORBOARD_DIR))
+            finally:
+                self.changing.is_busy = self.exporting.is_busy = False
             for event_writer in list(self.event_writers):
                 event_writer.close()  # its next event starts a new file
 

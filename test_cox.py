@@ -4186,6 +4186,36 @@ def test_mode_w_lets_no_row_vanish_that_a_thread_logs_meanwhile(out, around):
     assert all(isinstance(err, CoxError) for err in errors)
 
 
+@pytest.mark.parametrize("logs", [True, False])
+def test_mode_w_lets_no_row_vanish_after_a_signal_handler_amid_it(out, around, logs):
+    store = Store(out, "run")
+    log(store, 3)
+    row, errors = {"i": 9, "note": "row 9"}, []
+
+    def handler(*_):
+        try:
+            store["t"].append_row(row) if logs else store.checkpoint(export=False)
+        except CoxError as err:
+            errors.append(err)
+
+    def interrupt(call, name, *args):
+        if name == "unlink" and args[0].endswith("t.rows"):
+            signal.raise_signal(signal.SIGUSR1)
+        return call(*args)
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        around(interrupt)
+        again = Store(out, "run", mode="w")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert len(errors) == 1
+    log(again, 2)
+    assert_logged(again["t"].df, 2)
+    state = (out / "run" / ".tables" / "state.json").read_text()
+    assert json.loads(state)["rows"] == {}
+
+
 def test_of_two_threads_that_begin_to_write_none_is_refused(out):
     make_run(out, "run")
     for _ in range(20):
