@@ -2756,8 +2756,6 @@ class _Run:
             self.claim(refusal)
             for writer in self.writers.values():
                 writer.check()
-            counts = {name: writer.end[0] for name, writer in self.writers.items()}
-            counts = self._closed_counts | counts
             unsynced, self.unsynced = self.unsynced, []
             # A mark for this export: truthy, so that a close() meanwhile waits for it,
             # and replaced with True by a write meanwhile. If a signal handler called us
@@ -2770,7 +2768,7 @@ class _Run:
                 self.exporting.refuse_again()
                 try:
                     self.exporting.is_busy = True
-                    self._save(counts, unsynced, export)
+                    self._save(unsynced, export)
                 finally:
                     self.exporting.is_busy = False
         except BaseException:
@@ -2805,13 +2803,12 @@ class _Run:
             )
             raise _storage_error(err, what, self.path) from err
 
-    def _save(
-        self, counts: dict[str, int], object_paths: list[str] | None, export: bool
-    ) -> None:
-        """Sync all tables, record how many rows were synced, and write store.h5.
-
-        ``counts`` has the number of rows of each table that this process wrote.
-        """
+    def _save(self, object_paths: list[str] | None, export: bool) -> None:
+        """Sync all tables, record how many rows were synced, and write store.h5."""
+        # What this process wrote so far. Other threads may log meanwhile, but none can
+        # erase the run; a copy, as they may open and close writers.
+        counts = {name: writer.end[0] for name, writer in self.writers.copy().items()}
+        counts = self._closed_counts | counts
         names, all_rows = _list_tables(self.path) or [], {}
         for name in names if export else ():
             try:

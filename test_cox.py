@@ -4350,7 +4350,9 @@ def test_a_close_in_a_signal_handler_amid_a_row_may_be_repeated(out):
     assert len(pd.read_hdf(out / "run" / "store.h5", "t")) == 2
 
 
-def test_a_close_beside_a_checkpoint_leaves_no_row_out_of_store_h5(out, monkeypatch):
+@contextlib.contextmanager
+def late_checkpoint(out, export=True):
+    """Log a row; a thread's checkpoint waits amid its beginning until this ends."""
     main, real_lock = threading.current_thread(), threading.RLock
     waiting, go = threading.Event(), threading.Event()
 
@@ -4372,19 +4374,34 @@ def test_a_close_beside_a_checkpoint_leaves_no_row_out_of_store_h5(out, monkeypa
             return self.lock.__exit__(*exc_info)
 
     taken = set()
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cox, "threading", but(threading, RLock=LateLock))
         store = Store(out, "run")
     log(store, 1)
-    thread, errors = in_thread(store.checkpoint)
+    thread, errors = in_thread(store.checkpoint, export)
     waiting.wait()
-    store.close()
-    assert len(pd.read_hdf(out / "run" / "store.h5", "t")) == 1
-    before = tree(out / "run")
+    yield store
     go.set()
     thread.join()
     assert errors == []
+
+
+def test_a_close_beside_a_checkpoint_leaves_no_row_out_of_store_h5(out):
+    with late_checkpoint(out) as store:
+        store.close()
+        assert len(pd.read_hdf(out / "run" / "store.h5", "t")) == 1
+        before = tree(out / "run")
     assert tree(out / "run") == before  # the run may be another's by now
+
+
+@pytest.mark.parametrize("export", [True, False])
+def test_mode_w_beside_a_checkpoint_leaves_no_mark_of_an_erased_table(out, export):
+    with late_checkpoint(out, export):
+        again = Store(out, "run", mode="w")
+    # with a mark above its rows, a torn end would be taken for damage
+    state = (out / "run" / ".tables" / "state.json").read_text()
+    assert json.loads(state)["rows"] == {}
+    log(again, 2)
 
 
 def test_the_exit_waits_for_a_thread_that_exports(out):
