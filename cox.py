@@ -2566,12 +2566,12 @@ class _Run:
         if refusal := refusal or self.refusal:
             raise WriteRefusedError(f"{self.path} may not be written: {refusal}")
         if self._lock_fd < 0:
+            self.is_stale = True  # an earlier writer may have died before its export
+            self.unsynced = None
             if os.path.lexists(self.tables_dir):
                 self._take_lock(self.tables_dir)
             else:
                 self._convert()
-            self.is_stale = True  # an earlier writer may have died before its export
-            self.unsynced = None
 
     def check_place(self) -> None:
         """Write no more if the run was moved or deleted."""
@@ -2750,20 +2750,20 @@ class _Run:
 
     def checkpoint(self, export: bool = True, refusal: str = "") -> None:
         """Sync all rows to disk; then write store.h5 anew."""
-        # Never wait for changing.lock while holding exporting.lock: a signal handler
-        # that interrupts a row holds the first and may want the second.
-        with self.changing.lock:
-            self.claim(refusal)
-            for writer in self.writers.values():
-                writer.check()
-            unsynced, self.unsynced = self.unsynced, []
-            # A mark for this export: truthy, so that a close() meanwhile waits for it,
-            # and replaced with True by a write meanwhile. If a signal handler called us
-            # amid a row, is_stale stays True, as the export will lack that row.
-            this_export = object()
-            if export and not self.changing.is_busy:
-                self.is_stale = this_export
         try:
+            # Never wait for changing.lock while holding exporting.lock: a signal
+            # handler that interrupts a row holds the first and may want the second.
+            with self.changing.lock:
+                self.claim(refusal)
+                for writer in self.writers.values():
+                    writer.check()
+                unsynced, self.unsynced = self.unsynced, []
+                # A mark for this export: truthy, so that a close() meanwhile waits for
+                # it, and replaced with True by a write meanwhile. If a signal handler
+                # called us amid a row, is_stale stays True, as the export will lack it.
+                this_export = object()
+                if export and not self.changing.is_busy:
+                    self.is_stale = this_export
             with self.exporting.lock:
                 self.exporting.refuse_again()
                 try:

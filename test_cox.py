@@ -3542,29 +3542,63 @@ def test_a_file_that_cannot_be_closed_is_told_of_and_the_others_are_closed(
         log(store, 1)
 
 
-def test_an_exception_out_of_a_signal_handler_leaves_no_run_locked(out, monkeypatch):
-    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # out of __del__
+def interrupted(place, function, *args):
+    """Call it, and raise where a signal handler may run the nth time in cox."""
+    left = place
 
     def interrupt(frame, event, arg):
         nonlocal left
-        left -= event in ("call", "c_return")  # where handlers run
-        if left < 0:
-            sys.setprofile(None)
-            raise KeyboardInterrupt
+        if event in ("call", "c_return") and frame.f_code.co_filename == cox.__file__:
+            left -= 1
+            if left < 0:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
 
-    places, left = 0, -1
-    while left < 0:
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.setprofile(interrupt)
+        function(*args)
+        sys.setprofile(None)
+    return left < 0
+
+
+def test_an_exception_out_of_a_signal_handler_leaves_no_run_locked(out, monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # out of __del__
+    places, is_cut_short = 0, True
+    while is_cut_short:
         store = Store(out, "run", history=False)
         log(store, 1)
         store.checkpoint()
-        left = places = places + 1
-        with contextlib.suppress(KeyboardInterrupt):
-            sys.setprofile(interrupt)
-            store.close()
-            sys.setprofile(None)
+        places += 1
+        is_cut_short = interrupted(places, store.close)
         store.close()
         with (out / "run" / ".tables" / "lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert places > 20
+
+
+def test_an_exception_out_of_a_signal_handler_lets_no_object_go_unsynced(
+    out, around, monkeypatch
+):
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # a file not closed
+    synced = set()
+
+    def note(call, name, *args):
+        if name == "fsync":
+            synced.add(os.readlink(f"/proc/self/fd/{args[0]}"))
+        return call(*args)
+
+    around(note)
+    places, is_cut_short = 0, True
+    with Store(out, "run", history=False) as store:
+        table = store.add_table("t", {"x": PICKLE})
+        store.checkpoint(False)
+        while is_cut_short:
+            table.append_row({"x": places})
+            places += 1
+            is_cut_short = interrupted(places, store.checkpoint, False)
+            store.checkpoint(False)
+            objects = {str(p) for p in (out / "run" / ".table_objects").iterdir()}
+            assert objects <= synced
     assert places > 20
 
 
