@@ -2205,7 +2205,6 @@ class _History:
         """Record how it ended, by ``status`` or ``err``, while the lock is held."""
         if not self.has_begun:
             return
-        self.has_begun = False
         facts: dict[str, Callable[[], Any]] = {}
         is_exit = isinstance(err, SystemExit) and not err.code
         # a run opened in an except block did not fail because of that exception
@@ -2220,6 +2219,7 @@ class _History:
             cpu_s=time.process_time,
             max_rss_mb=lambda: resource.getrusage(0).ru_maxrss >> shift,
         )
+        self.has_begun = False  # last: a close() that was cut off is repeated
 
     def _append(self, **facts: Callable[[], Any]) -> None:
         line: dict[str, Any] = {"time": _now()}

@@ -3565,12 +3565,13 @@ def test_an_exception_out_of_a_signal_handler_leaves_no_run_locked(out, monkeypa
     monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # out of __del__
     places, is_cut_short = 0, True
     while is_cut_short:
-        store = Store(out, "run", history=False)
+        store = Store(out, "run")
         log(store, 1)
         store.checkpoint()
         places += 1
         is_cut_short = interrupted(places, store.close)
         store.close()
+        assert CollectionReader(out).runs()["status"].tolist() == ["done"]
         with (out / "run" / ".tables" / "lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert places > 20
