@@ -2506,7 +2506,8 @@ class _Run:
         # truthy if store.h5 may lack something that was written; see checkpoint()
         self.is_stale: object = False
         self.refusal = ""  # why this process may not write, if so
-        self.users: set[_Handle] = set()  # of the open Stores that may write
+        # of the open Stores that may write; weak, as Ctrl-C may cut off a __del__
+        self.users: weakref.WeakSet[_Handle] = weakref.WeakSet()
         self.unsynced: list[str] | None = None  # object files; None: assume all
         self.writers: dict[str, _RowWriter] = {}
         self.event_writers: weakref.WeakSet[Any] = weakref.WeakSet()  # of its Stores
@@ -2926,8 +2927,6 @@ class _Handle:
                 run = _runs_by_path[key] = _Run(path)
             self.run = run
             run.history.is_kept &= history
-            if mode != "r":
-                run.users.add(self)
         if mode == "r":
             self.refusal = "it was opened with mode 'r'; open it with mode 'a'"
 
@@ -4442,6 +4441,8 @@ class Store:
             raise
 
     def _open(self, new: bool, mode: str) -> None:
+        if mode != "r":  # only now, as drop() undoes it if an exception cuts this off
+            self._handle.run.users.add(self._handle)
         exists = _is_run(self.path)
         if exists and new:
             raise StoreExistsError(

@@ -3577,6 +3577,24 @@ def test_an_exception_out_of_a_signal_handler_leaves_no_run_locked(out, monkeypa
     assert places > 20
 
 
+def test_an_exception_out_of_a_signal_handler_amid_opening_leaves_no_run_locked(
+    out, monkeypatch
+):
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # out of __del__
+    kept = Store(out, "run")
+    places, is_cut_short = 0, True
+    while is_cut_short:
+        is_cut_short = interrupted(places, Store, out, "run")
+        places += 1
+        with Store(out, "run") as store:
+            log(store, 1)
+        del store
+    kept.close()
+    with (out / "run" / ".tables" / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert places > 20
+
+
 def test_an_exception_out_of_a_signal_handler_lets_no_object_go_unsynced(
     out, around, monkeypatch
 ):
