@@ -2937,6 +2937,8 @@ class _Handle:
 
     def close(self, status: str, err: BaseException | None) -> None:
         """Write store.h5 if it lacks anything; the last to close releases the lock."""
+        if self.mode == "r":  # it writes nothing, not even what others logged
+            return
         run = self.run
         if run.is_changed:
             run.checkpoint()

@@ -4376,6 +4376,16 @@ def test_a_run_that_took_the_name_amid_a_checkpoint_gets_nothing_of_it(
     assert before == [tree(out / "run")]
 
 
+def test_a_reader_that_closes_leaves_the_export_to_the_writer(out):
+    with Store(out, "run") as store:
+        log(store, 2)
+        before = tree(out / "run")
+        with Store(out, "run", mode="r") as reader:
+            assert_logged(reader["t"].df, 2)
+        assert tree(out / "run") == before
+    assert len(pd.read_hdf(store.path + "/store.h5", "t")) == 2
+
+
 def test_a_refused_store_that_its_error_keeps_alive_holds_no_run(out):
     with Store(out, "run") as store:
         log(store, 1)
