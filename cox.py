@@ -4551,7 +4551,7 @@ class Store:
         """
         table = Table(table_name, schema, self._handle.run.objects_dir, self)
         known = self._tables.setdefault(table_name, table)
-        if known.schema != table.schema:  # it had no rows, and was made again
+        if known._schema.header != table._schema.header:  # it was made again
             self._tables[table_name] = known = table
         return known
 
@@ -4682,7 +4682,7 @@ class Store:
     def _close(self, err: BaseException | None) -> None:
         if isinstance(self._writer, EventWriter):  # else it is the caller's own
             self._writer.close()
-        for table in self._tables.values():
+        for table in [*self._tables.values()]:  # threads may open others
             if table._staged is not table._schema.blank and not self._handle.refusal:
                 what = "%s: a row of table %r was staged and never flushed"
                 _log.warning(what, self.path, table.name)

@@ -4536,6 +4536,42 @@ def test_a_close_that_failed_amid_mode_w_leaves_no_closed_file_behind(out, monke
     assert_logged(store["t"].df, 2)
 
 
+def test_a_close_while_a_thread_opens_a_table_is_no_error(out):
+    with Store(out, "run") as store:
+        for name in ("t", "other"):
+            store.add_table(name, {"x": int})
+    store = Store(out, "run")
+    store["t"].update_row({"x": 1})
+    errors = []
+
+    def open_another(record):  # while close() warns
+        thread, more = in_thread(store.get_table, "other")
+        thread.join()
+        errors.append(more)
+        return True
+
+    logging.getLogger("cox").addFilter(open_another)
+    try:
+        with warns("never flushed"):
+            store.close()
+    finally:
+        logging.getLogger("cox").removeFilter(open_another)
+    assert errors == [[]]
+
+
+def test_a_table_made_again_with_its_columns_in_another_order_is_opened_anew(out):
+    with Store(out, "run") as store:
+        old = store.add_table("t", {"x": int, "y": float})
+        again = Store(out, "run", mode="w")
+        again.add_table("t", {"y": float, "x": int})
+        table = store.add_table("t", {"x": int, "y": float})
+        assert table is not old
+        table.append_row({"x": 1, "y": 0.5})
+        assert table is store["t"]
+        assert rows_in(again["t"].df) == [(0.5, 1)]
+        again.close()
+
+
 def test_a_pickled_table_makes_no_run(out):
     store = Store(out, "run")
     log(store, 1)
