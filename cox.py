@@ -1481,7 +1481,7 @@ class _RowWriter:
         self._rows_fd = _open_file(path + _ROWS_SUFFIX, _O_READ_APPEND)
         if on_disk.text_fields:
             self._text_fd = _open_file(path + _TEXT_SUFFIX, _O_READ_APPEND | os.O_CREAT)
-        self._repair()
+        self.repair()
 
     def encode(self, values: Sequence[Any], text: bytes) -> bytes:
         """Return the record of the next row; for texts, ``values`` holds lengths."""
@@ -1527,7 +1527,7 @@ class _RowWriter:
             StorageError: None of the rows is in the file, not even in part.
         """
         if not (self._is_clean and self._is_locked):
-            self._repair()
+            self.repair()
         nrows, text_size = self.end
         try:
             self._is_clean = False
@@ -1541,13 +1541,13 @@ class _RowWriter:
         except BaseException as err:
             if not self._is_clean:
                 with contextlib.suppress(OSError):  # tried again before the next row
-                    self._repair()
+                    self.repair()
             if isinstance(err, OSError) and err.errno:  # not from a signal handler
                 what = f"could not write row {nrows + 1}, no part of it is there"
                 raise _storage_error(err, what, self.path + _ROWS_SUFFIX) from err
             raise
 
-    def _repair(self) -> None:
+    def repair(self) -> None:
         """Cut off an unfinished row; if there is none, refuse files of another size."""
         nrows, text_size = self.end
         rows_size = self.schema.offset(nrows)
@@ -1565,11 +1565,6 @@ class _RowWriter:
                 if size_now > size:
                     os.ftruncate(fd, size)
         self._is_clean = True
-
-    def check(self) -> None:
-        """Raise if anyone else has written to the files."""
-        if self._is_clean:
-            self._repair()
 
     def detach(self) -> tuple[int, int]:
         """Hand over the descriptors, which the caller must close."""
@@ -2756,8 +2751,9 @@ class _Run:
             # handler that interrupts a row holds the first and may want the second.
             with self.changing.lock:
                 self.claim(refusal)
-                for writer in self.writers.values():
-                    writer.check()
+                if not self.changing.is_busy:  # else a signal handler called us
+                    for writer in self.writers.copy().values():
+                        writer.repair()
                 unsynced, self.unsynced = self.unsynced, []
                 # A mark for this export: truthy, so that a close() meanwhile waits for
                 # it, and replaced with True by a write meanwhile. If a signal handler

@@ -3845,6 +3845,27 @@ def test_a_torn_row_that_cannot_be_cut_is_a_storage_error(store, out, around):
     assert_logged(store["t"].df, 2)
 
 
+def test_rows_that_were_refused_and_not_cut_off_are_not_there_after_a_checkpoint(
+    store, out, around
+):
+    rows_path = out / "run" / ".tables" / "t.rows"
+
+    def fail(call, name, *args):
+        if name == "ftruncate" or (name == "write" and is_open_at(args[0], rows_path)):
+            if name == "write":
+                call(args[0], args[1][: len(args[1]) // 2])
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return call(*args)
+
+    log(store, 1)
+    around(fail)
+    with pytest.raises(cox.StorageError, match="no part of it is there"):
+        store["t"].append_rows({"i": [1, 2], "note": ["row 1", "row 2"]})
+    around(lambda call, name, *args: call(*args))
+    store.checkpoint()
+    assert_logged(store["t"].df, 1)
+
+
 @pytest.mark.parametrize("what", ["run", "table"])
 def test_what_is_deleted_while_it_is_collected_is_missing(run, what):
     shutil.copytree(run, run.parent / "b")
