@@ -2715,9 +2715,9 @@ class _Run:
                 f"table {name!r} cannot be created: to this file system, {path} is "
                 "another table's file; use another name"
             )
+        self.is_stale = True
         _create_table(self.tables_dir, name, _Rows(schema.header))
         self.history.begin()
-        self.is_stale = True
         return schema
 
     def open_writer(self, name: str, schema: _Schema) -> _RowWriter:
@@ -4578,7 +4578,8 @@ class Store:
         if table_id not in self._tables:
             try:
                 header = _read_header(self.path, table_id)
-            except FileNotFoundError:  # no such table, or a run of the original
+            except (FileNotFoundError, NotADirectoryError):
+                # no such table, or a run of the original
                 header = _read_rows(self.path, table_id).header
             types_ = _decode_header(header).types
             table = Table(table_id, types_, self._handle.run.objects_dir, self, True)

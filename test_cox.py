@@ -3486,6 +3486,22 @@ def test_a_sync_that_failed_is_not_forgotten(out, around):
     assert len(pd.read_hdf(store.path + "/store.h5", "t")) == 3
 
 
+def test_a_table_whose_directory_was_not_synced_is_in_store_h5_all_the_same(
+    out, around
+):
+    store = Store(out, "run")
+    store.add_table("t", SCHEMA)
+    store.checkpoint()
+    hits = fail_once(around, "fsync", out / "run" / ".tables")
+    with pytest.raises(cox.StorageError):
+        store.add_table("other", {"x": int})
+    assert hits
+    store.add_table("other", {"x": int})
+    store.close()
+    with pd.HDFStore(out / "run" / "store.h5", "r") as h5:
+        assert h5.keys() == ["/other", "/t"]
+
+
 def test_too_many_open_files_are_no_sync_that_failed(out, monkeypatch):
     def refuse(*args):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -3895,6 +3911,13 @@ def test_a_file_whose_name_cox_gives_to_no_table_is_named(run, damage, file):
         cox.CorruptError, match=re.escape(f"{file}: its name is not one")
     ):
         Store(run.parent, "run", mode="r").tables["t"]
+
+
+def test_a_file_in_place_of_the_directory_of_tables_is_named(run, damage):
+    shutil.rmtree(run / ".tables")
+    (run / ".tables").touch()
+    with pytest.raises(cox.CorruptError, match="no directory"):
+        Store(run.parent, "run", mode="r")["t"]
 
 
 def test_a_run_that_is_gone_is_said_to_be_gone(run):
