@@ -4677,13 +4677,13 @@ class Store:
         self._close(sys.exc_info()[1])
 
     def _close(self, err: BaseException | None) -> None:
-        if isinstance(self._writer, EventWriter):  # else it is the caller's own
-            self._writer.close()
         for table in [*self._tables.values()]:  # threads may open others
             if table._staged is not table._schema.blank and not self._handle.refusal:
                 what = "%s: a row of table %r was staged and never flushed"
                 _log.warning(what, self.path, table.name)
         self._handle.close("done", err)
+        if isinstance(self._writer, EventWriter):  # else it is the caller's own
+            self._writer.close()
 
 
 ###############################################################################

@@ -3577,6 +3577,21 @@ def interrupted(place, function, *args):
     return left < 0
 
 
+def test_an_event_file_that_cannot_be_closed_keeps_no_run_locked(out, failing_close):
+    store = Store(out, "run")
+    log(store, 1)
+    store.writer.add_scalar("x", 1)
+    [event_file] = (out / "run" / "tensorboard").iterdir()
+    failing_close(event_file)
+    with pytest.raises(cox.StorageError, match="events may be lost"):
+        store.close()
+    with (out / "run" / ".tables" / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert len(pd.read_hdf(out / "run" / "store.h5", "t")) == 1
+    assert [*CollectionReader(out).runs()["status"]] == ["done"]
+    store.close()
+
+
 def test_an_exception_out_of_a_signal_handler_leaves_no_run_locked(out, monkeypatch):
     monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # out of __del__
     places, is_cut_short = 0, True
