@@ -2961,6 +2961,14 @@ class _Handle:
             if not self.run.users:
                 self.run.close_at_last()
 
+    def __del__(self, is_finalizing: Any = sys.is_finalizing) -> None:
+        # For Tables that outlived their Store. Not left to _Run.__del__: another thread
+        # may open the run amid that, and go on with a run that calls it no more.
+        if not is_finalizing() and hasattr(self, "run"):
+            self.run.users.discard(self)
+            if not (self.refusal or self.run.users):
+                self.run.close_at_last()
+
 
 def _close_runs() -> None:
     for run in list(_runs):

@@ -4632,6 +4632,33 @@ def test_a_table_made_again_with_its_columns_in_another_order_is_opened_anew(out
         again.close()
 
 
+def test_a_table_without_its_store_may_be_freed_while_a_thread_opens_the_run(
+    run, around
+):
+    def open_table():
+        return Store(run.parent, "run")["t"]
+
+    opened = []
+
+    def open_meanwhile(call, name, *args):
+        if name == "replace" and not opened:
+            opened.append(None)
+            with ThreadPoolExecutor() as pool:
+                opened[:] = [pool.submit(open_table).result()]
+        return call(*args)
+
+    table = open_table()
+    table.append_row({"i": 3, "note": "row 3"})
+    around(open_meanwhile)
+    del table  # exports
+    opened[0].append_row({"i": 4, "note": "row 4"})
+    opened.clear()
+    with (run / ".tables" / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert_logged(exported(run)["t"], 5)
+    assert CollectionReader(run.parent).runs()["status"].tolist() == ["ended"]
+
+
 def test_a_pickled_table_makes_no_run(out):
     store = Store(out, "run")
     log(store, 1)
