@@ -2238,7 +2238,8 @@ def _read_history(run_dir: str) -> list[dict[str, Any]]:
     """
     path = os.path.join(run_dir, _TABLES_DIR, _HISTORY_NAME)
     history = []
-    with contextlib.suppress(FileNotFoundError), open(_open_file(path), "rb") as file:
+    missing = FileNotFoundError, NotADirectoryError
+    with contextlib.suppress(*missing), open(_open_file(path), "rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - _HISTORY_MAX))
         for text in file.read(_HISTORY_MAX).split(b"\n"):
             with contextlib.suppress(ValueError, RecursionError):
@@ -2509,6 +2510,7 @@ class _Run:
         self._lock_fd = -1
         self._is_locked = True  # False if the file system has no locks
         self._sync_errno = 0  # of a failed sync, which is never forgotten
+        self._lacking = ""  # digest of a store.h5 that we wrote without a damaged table
         # rows of each table whose files we closed because too many were open
         self._closed_counts: dict[str, int] = {}
         _runs.add(self)
@@ -2751,7 +2753,9 @@ class _Run:
             # handler that interrupts a row holds the first and may want the second.
             with self.changing.lock:
                 self.claim(refusal)
-                if not self.changing.is_busy:  # else a signal handler called us
+                if (
+                    not self.changing.is_busy
+                ):  # else a signal handler called us amid a row
                     for writer in self.writers.copy().values():
                         writer.repair()
                 unsynced, self.unsynced = self.unsynced, []
@@ -2822,9 +2826,10 @@ class _Run:
         marks = {_table_stem(name): count for name, count in counts.items()}
         stores = state.stores
         if export:
-            stores = self._keep_store(stores, is_whole=len(all_rows) == len(names))
+            is_whole, digest = len(all_rows) == len(names), _digest(image)
             # recorded before store.h5 is written, so it is known even if we die between
-            stores = [*stores, _digest(image)]
+            stores = [*self._keep_store(stores, is_whole), digest]
+            self._lacking = "" if is_whole else digest
         _write_state(self.tables_dir, _State(state.rows | marks, stores))
         if export:
             _write_file(self.store_path, image, self.tables_dir)
@@ -2835,7 +2840,8 @@ class _Run:
         try:
             with contextlib.suppress(CorruptError):  # a link, say: not ours
                 digest = _digest(_read_file(self.store_path))
-                if is_whole and digest in (*stores, _digest(_empty_image())):
+                is_ours = digest in (*stores, _digest(_empty_image()))
+                if is_ours and (is_whole or digest == self._lacking):
                     return [digest]
         except FileNotFoundError:
             return []
@@ -2954,20 +2960,16 @@ class _Handle:
         if run.changing.is_busy:  # in a signal handler: left to the next close()
             run.users.add(self)
 
-    def drop(self) -> None:
+    def drop(self, is_finalizing: Any = sys.is_finalizing) -> None:
         """Close for a Store that is gone; Tables of it that remain may still write."""
-        if self in self.run.users:
-            self.run.users.discard(self)
-            if not self.run.users:
-                self.run.close_at_last()
-
-    def __del__(self, is_finalizing: Any = sys.is_finalizing) -> None:
-        # For Tables that outlived their Store. Not left to _Run.__del__: another thread
-        # may open the run amid that, and go on with a run that calls it no more.
         if not is_finalizing() and hasattr(self, "run"):
             self.run.users.discard(self)
             if not (self.refusal or self.run.users):
                 self.run.close_at_last()
+
+    # When such Tables are gone, too. Not left to _Run.__del__: another thread may open
+    # the run amid that, and go on with a run that calls it no more.
+    __del__ = drop
 
 
 def _close_runs() -> None:
