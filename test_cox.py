@@ -9865,6 +9865,8 @@ args = TrainingArguments("out", num_train_epochs=2, logging_steps=1, report_to="
     assert (
         values["args/text_summary"] == values["model_config/text_summary"] == ["tensor"]
     )
+    [run] = CollectionReader(tmp_path / "runs").runs().to_dict("records")
+    assert (run["status"], run["lr"], run["seed"]) == ("done", 5e-05, 42)
 
 
 @pytest.mark.consumer
@@ -9908,6 +9910,7 @@ def fit(logger):
     cpu = {"accelerator": "cpu", "enable_progress_bar": False}
     trainer = lightning.Trainer(max_epochs=2, log_every_n_steps=1, logger=logger, **cpu)
     trainer.fit(Model(0.1, [64, 32]), data, data)
+    trainer.validate(dataloaders=data)  # logs on, after finalize()
 """
 
 
@@ -9924,11 +9927,12 @@ with cox.Store("runs", "by-its-own") as store:
 """
     logger = readme_block("# With lightning")
     run_program(tmp_path, LIGHTNING, logger, own, needs=["lightning", "tensorboard"])
-    metadata = collected(tmp_path, "metadata").iloc[0]
-    assert metadata.tolist() == [0.1, [64, 32], "by-ours"]
+    [metadata] = collected(tmp_path, "metadata").to_numpy().tolist()
+    assert metadata == [0.1, [64, 32], "by-ours"]
     log = collected(tmp_path, "log")
     curve = log[log["name"] == "loss"]
     assert curve["step"].tolist() == [0, 1, 2, 3]
+    assert log["name"].tolist().count("val_loss") == 3
     values = logged_values(tmp_path)
     assert len(values["loss"]) == 2 * 4
     assert set(curve["value"].astype(np.float32)) <= set(values["loss"])
