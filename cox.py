@@ -5371,6 +5371,19 @@ class _ViewedRun:
     linked: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
 
+def _elsewhere(directory: str) -> str:
+    """Say where runs may be, if there are none in a directory."""
+    parent = os.path.dirname(directory)
+    for above in parent, os.path.dirname(parent):
+        if _is_run(above):
+            return f"it is part of a run: try {above}"
+    with os.scandir(directory) as entries:
+        some = itertools.islice(entries, 1000)
+        paths = [e.path for e in some if e.is_dir() and os.access(e, os.R_OK)]
+    below = [path for path in paths if _list_runs(path)]
+    return f"there are in {_shorten(below, 3)}: try one of these" if below else ""
+
+
 class _View:
     """The directory that TensorBoard reads, kept up to date with the runs."""
 
@@ -5411,24 +5424,12 @@ class _View:
     def summary(self) -> str:
         """Say in one line how many runs are shown, and why the others are not."""
         if not self.runs:
-            return f"no runs in {self.directory} yet{self._elsewhere()}"
+            where = _elsewhere(self.directory) or "they will show once they start"
+            return f"no runs in {self.directory} yet; {where}"
         shown = sum(bool(run.name) for run in self.runs.values())
         line = f"showing {shown} of {len(self.runs)} runs in {self.directory}"
         why = ", ".join(f"{n} ({reason})" for reason, n in self.reasons().items())
         return f"{line}; left out: {why}" if why else line
-
-    def _elsewhere(self) -> str:
-        """Say where runs may be, if there are none in the directory."""
-        parent = os.path.dirname(self.directory)
-        for above in parent, os.path.dirname(parent):
-            if _is_run(above):
-                return f"; it is part of a run: try --logdir {above}"
-        with os.scandir(self.directory) as entries:
-            some = itertools.islice(entries, 1000)
-            paths = [e.path for e in some if e.is_dir() and os.access(e, os.R_OK)]
-        if below := [path for path in paths if _list_runs(path)]:
-            return f"; there are in {_shorten(below, 3)}: try one as --logdir"
-        return "; they will show once they start"
 
     def watch(self) -> None:
         """Refresh until stopped; print each new problem once."""
@@ -5855,6 +5856,8 @@ def _ls(argv: list[str]) -> int:
         argv[i : i + 2] = [f"-s{argv[i + 1]}"]
     options = parser.parse_args(argv)
     directory, frame = _read_runs(options.directory, options.metadata_table)
+    if frame.empty and (where := _elsewhere(os.path.abspath(directory))):
+        _say(f"no runs in {directory}; {where}", "ls")
     try:
         if options.where:
             frame = frame.query(options.where, engine="python")
@@ -5872,7 +5875,7 @@ def _ls(argv: list[str]) -> int:
         words = (status.split(" ")[0] or "unknown" for status in frame["status"])
         counts = collections.Counter(words).most_common()
         text = ", ".join(f"{count} {word}" for word, count in counts)
-        print(_printable(f"{len(frame)} runs: {text}"))
+        print(_printable(f"{len(frame)} runs: {text}" if text else "0 runs"))
     if len(shown) < len(frame):
         _say(f"{len(shown)} of {len(frame)} runs are shown; see -n", "ls")
     return 0

@@ -7960,8 +7960,8 @@ def test_values_of_a_stranger_are_bounded(out, view_of):
 def test_a_logdir_without_runs_says_where_they_are(tmp_path, out, view_of):
     log_params(out / "sweep", "a")
     for logdir, where in {
-        out: f"; there are in {out}/sweep: try one as --logdir",
-        out / "sweep" / "a" / "save": f"part of a run: try --logdir {out}/sweep/a",
+        out: f"; there are in {out}/sweep: try one of these",
+        out / "sweep" / "a" / "save": f"part of a run: try {out}/sweep/a",
         tmp_path: f"no runs in {tmp_path} yet; they will show once they start",
     }.items():
         assert where in view_of(logdir).said
@@ -8541,7 +8541,7 @@ def test_ls_queries_sorts_chooses_and_limits(sweep, cli):
     assert cli(*args, err=some) == f"{sweep}/a1\n{sweep}/a2\n"
     assert cli("ls", sweep / "a2", "-q") == f"{sweep}/a2\n"
     assert cli("ls", sweep, "-w", "lr > 1", "-q") == ""
-    assert cli("ls", sweep, "-w", "lr > 1").endswith("0 runs: \n")
+    assert cli("ls", sweep, "-w", "lr > 1").endswith("0 runs\n")
 
 
 def test_ls_for_programs_has_all_columns_and_full_values(sweep, cli):
@@ -8561,7 +8561,8 @@ def test_ls_for_programs_has_all_columns_and_full_values(sweep, cli):
 
 def test_ls_of_none_one_and_a_hundred_runs(out, cli, damage):
     out.mkdir()
-    assert cli("ls", out) == "run  status  started  took\n0 runs: \n"
+    hint = f"cox ls: no runs in {out.parent}; there are in {out}: try one of these\n"
+    assert cli("ls", out) == "run  status  started  took\n0 runs\n"
     for i in range(100):
         make_run(out, f"{i:08}-0000-4000-8000-000000000000", t=({"x": "int"}, [[i]]))
         if i == 0:
@@ -8572,6 +8573,7 @@ def test_ls_of_none_one_and_a_hundred_runs(out, cli, damage):
                 ),
                 "1 runs: 1 unknown",
             ]
+    assert cli("ls", out.parent, "-q", err=hint) == ""
     lines = cli("ls", out).splitlines()
     assert len(lines) == 102
     assert lines[0] == "run       status  started  took   x"
