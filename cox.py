@@ -2311,6 +2311,8 @@ def _list_tables(run_dir: str) -> list[str] | None:
     except FileNotFoundError:
         return None
     except NotADirectoryError:
+        if not os.path.isdir(run_dir):
+            return None
         raise CorruptError("it is no directory", tables_dir) from None
     names = []
     for file in files:

@@ -6197,6 +6197,10 @@ def test_a_store_says_where_its_files_are(tmp_path, monkeypatch):
     assert CollectionReader("~/out").exp_ids == [store.exp_id]
     with pytest.raises(ValueError, match=r"'a/b'.*storage_folder"):
         Store(tmp_path, "a/b")
+    (tmp_path / "file").write_text("")
+    for folder, exp_id in (tmp_path, "file"), (tmp_path / "file", "run"):
+        with pytest.raises(cox.StorageError, match=r"could not create .*/file"):
+            Store(folder, exp_id)
 
 
 def test_a_snapshot_is_read_while_the_run_goes_on(store, out):
