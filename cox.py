@@ -5846,7 +5846,8 @@ def _ls(argv: list[str]) -> int:
     parser = _command_parser("ls")
     add = parser.add_argument
     add("directory", nargs="?", default=".", help="directory of runs, or a run")
-    add("-w", "--where", default="", metavar="QUERY", help="pandas query: 'lr < 0.2'")
+    queries = """pandas query: 'lr < 0.2', 'started > "2026-11-24 00:00Z"'"""
+    add("-w", "--where", default="", metavar="QUERY", help=queries)
     add("-s", "--sort", default="", metavar="COLUMN", help="-s -loss is descending")
     add("-c", "--columns", default="", metavar="A,B", help="columns to show")
     add("-n", "--limit", type=int, help="most runs to show; default: 50 on a terminal")
@@ -5867,7 +5868,9 @@ def _ls(argv: list[str]) -> int:
             frame = frame.sort_values(by, ascending=by == options.sort, kind="stable")
         shown = frame[options.columns.split(",")] if options.columns else frame
     except Exception as err:  # an expression may raise anything
-        raise CoxError(f"{err!r}; columns: {', '.join(map(str, frame))}") from err
+        names = [f"{n} (took)" if n == "seconds" else str(n) for n in frame]
+        columns = ", ".join(("exp_id (run)", *names))
+        raise CoxError(f"{err!r}; columns: {columns}") from err
     is_long = options.limit is None and sys.stdout.isatty()
     shown = shown.iloc[: 50 if is_long else options.limit]
     if options.quiet or options.csv or options.json:

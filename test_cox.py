@@ -8707,13 +8707,13 @@ REFUSED_COMMANDS = {
     "no-such-option": (["ls", "--nope"], "cox ls: unrecognized arguments: --nope .*"),
     "a-bad-query": (
         ["ls", "{out}", "-w", "lr <"],
-        "cox ls: .*columns: status, .*, lr.*",
+        r"cox ls: .*columns: exp_id \(run\), status, .*, seconds \(took\), .*, lr.*",
     ),
     "no-such-column": (
         ["ls", "{out}", "-c", "z"],
-        "cox ls: .*z.*; columns: status, .*",
+        "cox ls: .*z.*; columns: exp_id .*",
     ),
-    "nor-to-sort-by": (["ls", "{out}", "-s", "-z"], "cox ls: .*'z'.*columns: status.*"),
+    "nor-to-sort-by": (["ls", "{out}", "-s", "-z"], "cox ls: .*'z'.*columns: exp_id.*"),
     "no-such-run": (
         ["show", "x", "-d", "{out}"],
         "cox show: no single run .* 'x': none",
