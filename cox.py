@@ -2710,8 +2710,8 @@ class _Run:
             if writer.end[0]:
                 raise SchemaError(
                     f"table {name!r} in {self.path} has rows with the columns "
-                    f"{on_disk.columns}, not {schema.columns}; use another name, or a "
-                    "new run"
+                    f"{on_disk.columns}, not {schema.columns}; use another name, a "
+                    'new run, or mode="w" to start this one afresh'
                 )
             self._close_writer(name)
         elif os.path.lexists(path := _table_path(self.path, name) + _ROWS_SUFFIX):
@@ -4588,10 +4588,10 @@ class Store:
             NotFoundError: The run has no such table.
         """
         if table_id not in self._tables:
-            try:
-                header = _read_header(self.path, table_id)
-            except (FileNotFoundError, NotADirectoryError):
-                # no such table, or a run of the original
+            if file := _open_table(self.path, table_id):
+                with file:
+                    header = file.schema.header
+            else:  # there is no such table, or it is a run of the original
                 header = _read_rows(self.path, table_id).header
             types_ = _decode_header(header).types
             table = Table(table_id, types_, self._handle.run.objects_dir, self, True)

@@ -6090,8 +6090,11 @@ def test_add_table_again_returns_it_or_refuses(run):
     with Store(run.parent, "run") as store:
         assert store.add_table("t", SCHEMA).nrows == 3
         for other in ({"i": int}, SCHEMA | {"x": int}, {"i": float, "note": str}):
-            with pytest.raises(ValueError, match="'t'"):
+            with pytest.raises(ValueError, match=r"'t'.*, or mode=\"w\""):
                 store.add_table("t", other)
+        with pytest.raises(cox.NotFoundError, match="no table 'T'") as info:
+            store["T"]
+        assert info.value.__context__ is None  # a traceback shows nothing else
         assert_logged(store["t"].df, 3)
     with Store(run.parent, "run") as store:
         table = store.add_table("t", dict(reversed(SCHEMA.items())))
