@@ -3236,15 +3236,17 @@ class Table:
         if missing := self._schema.columns.keys() - columns.keys():
             what = f"the rows for table {self.name!r} have no column "
             raise SchemaError(what + ", ".join(map(repr, sorted(missing))))
-        lengths = set()
+        lengths: dict[Any, int] = {}
         with contextlib.suppress(TypeError):  # values that have no len()
-            lengths = {len(values) for values in columns.values()}
+            lengths = {name: len(values) for name, values in columns.items()}
         # duplicate names give a DataFrame, which like a Mapping iterates over its names
         refused = str, set, Mapping, pd.DataFrame
-        if len(lengths) != 1 or any(isinstance(v, refused) for v in columns.values()):
+        is_refused = any(isinstance(values, refused) for values in columns.values())
+        if is_refused or len({*lengths.values()}) != 1:
+            got = _shorten([f"{name}: {n}" for name, n in lengths.items()])
             raise SchemaError(
                 f"the columns for table {self.name!r} must be sequences of one length, "
-                "under different names"
+                f"under different names; got lengths {got}"
             )
         converted = [
             self._convert_column(name, kind, columns[name])
@@ -4433,8 +4435,8 @@ class Store:
         is_name = isinstance(exp_id, str) and exp_id not in (".", "..")
         if not is_name or {"/", os.sep, "\0"} & set(exp_id):
             raise ValueError(
-                f"exp_id must be the name of one directory, got {exp_id!r}; put what "
-                "comes before its last / into storage_folder"
+                f"exp_id must be a str, the name of one directory, got {exp_id!r}; put "
+                "what comes before its last / into storage_folder"
             )
         self.exp_id = exp_id
         folder = os.path.abspath(os.path.expanduser(storage_folder))

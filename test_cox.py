@@ -4735,7 +4735,7 @@ def test_append_rows_writes_what_a_loop_of_append_row_does(out, as_frame):
         ([{"i": 1}], "a frame, or a dict"),
         ({"i": [1]}, "note"),
         ({"i": [1], "note": ["a"], "other": [1]}, "other"),
-        ({"i": [1, 2], "note": ["a"]}, "length"),
+        ({"i": [1, 2], "note": ["a"]}, "lengths i: 2, note: 1$"),
         ({"i": [1, 2.5], "note": ["a", "b"]}, "'i'.*2.5"),
         ({"i": np.array([1, 2**63], np.uint64), "note": ["a", "b"]}, "'i'"),
         ({"i": [1, None], "note": ["a", "b"]}, "'i'.*None"),
