@@ -9963,8 +9963,9 @@ from stable_baselines3.common.logger import HParam, TensorBoardOutputFormat
 with cox.Store("runs", "by-its-own") as store:
     output = TensorBoardOutputFormat("sb3")
     output.writer = store.writer
-    logger = Logger(folder=None, output_formats=[output])
+    logger = Logger(folder=None, output_formats=[output, CoxOutput(store)])
     logger.record("hparams", HParam({"lr": 0.1}, {"reward": 0}))
+    logger.record("phase", "warm-up", exclude="tensorboard")
     logger.record("reward", 3.0)
     logger.dump(1)
 """
@@ -9974,6 +9975,8 @@ with cox.Store("runs", "by-its-own") as store:
     )
     log = collected(tmp_path, "log")
     assert {"rollout/ep_rew_mean", "train/value_loss"} <= set(log["name"])
+    own = log[log["exp_id"] == "by-its-own"].drop(columns="exp_id").to_numpy()
+    assert own.tolist() == [[1, "reward", 3.0]]
     values = logged_values(tmp_path)
     assert values["reward"] == [3.0]
     assert "_hparams_/session_start_info" in values
