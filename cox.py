@@ -5030,7 +5030,7 @@ class CollectionReader:
 
         Args:
             key: Name of the table. A warning lists runs that have only other tables.
-            append_exp_id: Add a last column ``exp_id``.
+            append_exp_id: Add a last column ``exp_id``, in place of any of that name.
             keep_serialized: OBJECT, PICKLE and PYTORCH_STATE columns to leave as the
                 stored strings. All others are unpickled, which may run code of
                 whoever wrote the runs.
