@@ -720,6 +720,8 @@ def _to_int(value: Any, low: int = -(2**63), high: int = 2**63 - 1) -> int:
     if type(value) is int and low <= value <= high:
         return value
     value = _number(value)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        raise TypeError("int has no missing values (use float and float('nan'))")
     number = int(value)
     is_whole = hasattr(value, "__index__") or isinstance(value, (str, bytes))
     if not is_whole and number != value:

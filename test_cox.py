@@ -4738,7 +4738,8 @@ def test_append_rows_writes_what_a_loop_of_append_row_does(out, as_frame):
         ({"i": [1, 2], "note": ["a"]}, "lengths i: 2, note: 1$"),
         ({"i": [1, 2.5], "note": ["a", "b"]}, "'i'.*2.5"),
         ({"i": np.array([1, 2**63], np.uint64), "note": ["a", "b"]}, "'i'"),
-        ({"i": [1, None], "note": ["a", "b"]}, "'i'.*None"),
+        ({"i": [1, None], "note": ["a", "b"]}, "'i'.*None.*use float"),
+        ({"i": [1, np.nan], "note": ["a", "b"]}, "'i'.*nan.*use float"),
         ({"i": 1, "note": "a"}, "sequences of one length"),
         ({"i": [1], "note": "a"}, "sequences of one length"),
         ({"i": np.zeros((2, 3)), "note": ["a", "b"]}, "'i'"),
@@ -4748,7 +4749,7 @@ def test_append_rows_writes_what_a_loop_of_append_row_does(out, as_frame):
         (pd.DataFrame([[1, "a", "b"]], columns=["i", "note", "note"]), "different"),
     ],
     ids=[
-        *("list", "too-few", "too-many", "lengths", "value", "range", "none"),
+        *("list", "too-few", "too-many", "lengths", "value", "range", "none", "nan"),
         *("scalar", "str", "two-dimensional", "to_dict", "set", "masked", "names"),
     ],
 )
