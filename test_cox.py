@@ -9886,13 +9886,18 @@ import numpy as np
 import keras
 
 model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(1)])
-model.compile("sgd", "mse")
+model.compile("sgd", "mse", metrics=["mae"])
 x, y = np.ones((8, 3)), np.zeros(8)
 """
-    check = "assert table.df['loss'].tolist() == model.history.history['loss']"
+    check = """
+for name, values in model.history.history.items():
+    assert store["train"].df[name].tolist() == values
+"""
     recipe = readme_block("# With keras")
     run_program(tmp_path, model, recipe, check, needs=["keras", "torch"])
-    assert collected(tmp_path, "train")["epoch"].tolist() == [0, 1, 2]
+    train = collected(tmp_path, "train")
+    assert train["epoch"].tolist() == [0, 1, 2]
+    assert [*train] == ["epoch", "loss", "mae", "val_loss", "val_mae", "exp_id"]
 
 
 LIGHTNING = """
