@@ -5783,7 +5783,9 @@ def _print_table(
             f"{v:.{15 if v.is_integer() else 4}g}" if isinstance(v, float) else v
             for v in values
         )
-        cells = [_printable(text, limit) for text in (name, *texts)]
+        # other commands ask for the name of a run, so it gets more room
+        most = 2 * limit if name == "run" else limit
+        cells = [_printable(text, most) for text in (name, *texts)]
         size = max(width, *map(len, cells))
         if size > room:
             left_out.append(name)
@@ -5858,8 +5860,8 @@ def _ls(argv: list[str]) -> int:
     add("-q", "--quiet", action="store_true", help="paths only, quoted for xargs")
     add("--csv", action="store_true", help="all columns, with full values")
     add("--json", action="store_true", help="the same, an object per line")
-    if "-s" in argv[:-1]:  # argparse would take -loss for an option
-        i = argv.index("-s")
+    for name in {"-s", "--sort"} & {*argv[:-1]}:  # argparse takes -loss for an option
+        i = argv.index(name)
         argv[i : i + 2] = [f"-s{argv[i + 1]}"]
     options = parser.parse_args(argv)
     directory, frame = _read_runs(options.directory, options.metadata_table)

@@ -8534,6 +8534,15 @@ def test_ls_names_what_a_terminal_has_no_room_for(sweep, cli):
     assert max(map(len, said.splitlines())) <= 80
 
 
+def test_ls_shows_the_names_that_other_commands_ask_for(out, cli, damage):
+    names = [f"resnet18,lr=0.1,wd=0.0001,seed={seed}" for seed in range(2)]
+    for name in names:
+        make_run(out, name, t=({"x": "int"}, [[1]]))
+    assert [line.split()[0] for line in cli("ls", out).splitlines()[1:3]] == names
+    make_run(out, "n" * 100, t=({"x": "int"}, [[1]]))
+    assert f"\n{'n' * 37}...\n" in cli("ls", out)
+
+
 def test_ls_queries_sorts_chooses_and_limits(sweep, cli):
     assert cli(
         *("ls", sweep, "-w", 'lr < 0.3 and status == "done"'),
@@ -8548,6 +8557,7 @@ def test_ls_queries_sorts_chooses_and_limits(sweep, cli):
     some = "cox ls: 2 of 4 runs are shown; see -n\n"
     assert cli(*args, err=some) == f"{sweep}/a1\n{sweep}/a2\n"
     assert cli("ls", sweep / "a2", "-q") == f"{sweep}/a2\n"
+    assert cli("ls", sweep, "--sort", "-lr", "-q").endswith("/a1\n")
     assert cli("ls", sweep, "-w", "lr > 1", "-q") == ""
     assert cli("ls", sweep, "-w", "lr > 1").endswith("0 runs\n")
 
