@@ -5032,7 +5032,8 @@ class CollectionReader:
 
         Args:
             key: Name of the table. A warning lists runs that have only other tables.
-            append_exp_id: Add a last column ``exp_id``, in place of any of that name.
+            append_exp_id: Add a last column ``exp_id``. One that was logged is
+                replaced, with a warning.
             keep_serialized: OBJECT, PICKLE and PYTORCH_STATE columns to leave as the
                 stored strings. All others are unpickled, which may run code of
                 whoever wrote the runs.
@@ -5093,11 +5094,7 @@ class CollectionReader:
             _keep_large_ints(frames)
             joined = pd.concat(frames).sort_index(kind="stable")
         if append_exp_id:
-            ids = pd.Series(exp_ids, dtype=_text_dtype())
-            with warnings.catch_warnings():
-                # of more than 100 columns, each of which is a separate array here
-                warnings.simplefilter("ignore", pd.errors.PerformanceWarning)
-                joined["exp_id"] = ids.array.take(joined.index.to_numpy())
+            _append_exp_id(joined, exp_ids, key)
         if ignore_index:
             joined.index = pd.RangeIndex(len(joined))
         else:
@@ -5274,6 +5271,17 @@ def _halve_rows(rows: _Rows) -> list[_Rows]:
             half._replace(sources=rows.sources[part], counts=rows.counts[part])
         )
     return parts
+
+
+def _append_exp_id(frame: pd.DataFrame, exp_ids: list[str], table: str) -> None:
+    """Add the runs' ids as the last column; the index has the numbers of the runs."""
+    if "exp_id" in frame:
+        _log.warning("column 'exp_id' of table %r is replaced by the runs' ids", table)
+    ids = pd.Series(exp_ids, dtype=_text_dtype())
+    with warnings.catch_warnings():
+        # of more than 100 columns, each of which is a separate array here
+        warnings.simplefilter("ignore", pd.errors.PerformanceWarning)
+        frame["exp_id"] = ids.array.take(frame.index.to_numpy())
 
 
 def _keep_large_ints(frames: Collection[pd.DataFrame]) -> None:

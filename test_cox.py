@@ -6819,6 +6819,16 @@ def test_many_columns_are_joined_without_a_warning(out):
     assert joined.columns[-1] == "exp_id"
 
 
+def test_a_column_exp_id_that_was_logged_is_replaced_with_a_warning(out, damage):
+    with Store(out, "a") as store:
+        store.add_table("t", {"exp_id": str}).append_row({"exp_id": "mine"})
+    reader = CollectionReader(out)
+    with warns("'exp_id' of table 't' is replaced"):
+        assert reader.df("t")["exp_id"].tolist() == ["a"]
+    kept = reader.df("t", append_exp_id=False)
+    assert kept["exp_id"].tolist() == ["mine"]
+
+
 def test_large_ints_keep_their_digits_where_columns_differ(out):
     schemas = {"int": {"x": int, "big": int}, "lacks": {"x": int}}
     schemas["unsigned"] = {"x": np.uint64, "big": int}
