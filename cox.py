@@ -343,16 +343,17 @@ class Parameters:
 
 def _as_row(data: Any) -> Mapping[str, Any]:
     """Return a row, in any of the forms that users may pass, as a mapping."""
-    if isinstance(data, (dict, Mapping)):
+    if isinstance(data, (dict, Mapping)):  # dict first, for speed
         return data
     if isinstance(data, Parameters):
         return data.params
     if isinstance(data, argparse.Namespace):
         return vars(data)
-    if isinstance(data, pd.Series):  # a row of a frame
-        return dict(data)
     if dataclasses.is_dataclass(data) and not isinstance(data, type):
         return {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
+    # a Series, or a dict in all but its class, such as ml_collections' ConfigDict
+    if hasattr(type(data), "keys") and not isinstance(data, pd.DataFrame):
+        return dict(data)
     raise SchemaError(
         "a row is a dict (or Parameters, Namespace, dataclass, Series) of column to "
         f"value; got {data!r:.80}"
@@ -3117,7 +3118,7 @@ class Table:
 
         Args:
             data: Column name to value, for some or all columns: a dict, Parameters,
-                ``argparse.Namespace``, dataclass or ``pandas.Series``.
+                ``argparse.Namespace``, dataclass, or what has ``keys()``, as a Series.
 
         Raises:
             SchemaError: A name is not a column, or a value does not fit its column.
@@ -3205,7 +3206,7 @@ class Table:
                     or type(data) is not dict
                     or not writer.append_dict(data)
                 ):
-                    self._write(self._merge(data))
+                    self._write(self._merge(_as_row(data)))
             finally:
                 guard.is_busy = False
 
@@ -3290,7 +3291,7 @@ class Table:
             raise self._schema_error(name, value, err) from err
         return converted
 
-    def _merge(self, data: Any) -> list[Any]:
+    def _merge(self, data: Mapping[str, Any]) -> list[Any]:
         """Return a copy of the working row that includes the converted ``data``."""
         values = self._staged.copy()
         name = value = None
@@ -3300,8 +3301,6 @@ class Table:
                 i, convert = slots[name]
                 values[i] = convert(value)
         except Exception as err:
-            if not isinstance(data, Mapping):
-                return self._merge(_as_row(data))
             raise self._schema_error(name, value, err) from err
         return values
 

@@ -1204,12 +1204,18 @@ def test_schema_from_dict_takes_types_from_values(store):
     assert table.get_pickle(table.df["o"][0]) == [1, 2]
 
 
+class ConfigDict:  # a dict in all but its class, as that of ml_collections
+    keys = {"loss": 1.0, "note": "x"}.keys
+    __getitem__ = {"loss": 1.0, "note": "x"}.__getitem__
+
+
 ROWS = {
     "dict": {"loss": 1.0, "note": "x"},
     "Parameters": cox.Parameters({"loss": 1.0, "note": "x"}),
     "Namespace": argparse.Namespace(loss=1.0, note="x"),
     "dataclass": Loss(),
     "Series": pd.Series({"loss": 1.0, "note": "x"}),
+    "ConfigDict": ConfigDict(),
 }
 
 
