@@ -690,7 +690,8 @@ def _write_state(tables_dir: str, state: _State) -> None:
 ###############################################################################
 # A value is converted when it is staged, so the call that passes a bad one raises. A
 # conversion loses nothing but digits of a float: an int column takes 3.0, but not 3.7.
-# To add a kind of column, write its functions and add a line to _KINDS.
+# To add a kind of column, write its functions and a line of _KINDS. store.h5 holds the
+# type's name in a pickle: _PlainUnpickler must turn it into the name of the kind.
 
 
 def _number(value: Any) -> Any:
@@ -801,7 +802,7 @@ class _Kind(NamedTuple):
 
     type: Any  # as given in a schema
     convert: Callable[[Any], Any]  # value to the number, or bytes of text, to store
-    code: str = ""  # struct format of the number; "" for text
+    code: str = ""  # format of the number, in struct and numpy; "" for text
     load: Callable[[str, str], Any] | None = None  # (text, objects_dir) to the object
     is_file: bool = False  # the bytes go to a file in objects_dir, the text names it
     show: Callable[[Any], Any] = lambda value: value  # number or text to a plain value
@@ -841,7 +842,7 @@ _KINDS: Final[Mapping[str, _Kind]] = {
     **{np.dtype(code).name: _numpy_kind(code) for code in "efdbhiqBHIQ"},
 }
 _KIND_NAMES: Final[Mapping[Any, str]] = {  # by the type in a schema
-    # adds np.bool_, and C types that are another type of the same size, as np.longlong
+    # adds np.bool_, np.str_, and C types of the same size as another, as np.longlong
     **{t: np.dtype(t).name for t in np.ScalarType if np.dtype(t).name in _KINDS},
     **{kind.type: name for name, kind in _KINDS.items()},
 }
@@ -868,8 +869,8 @@ class _Schema:
         text_start = ["q"] if self.text_fields else []
         # a record without its checksum
         self.struct = struct.Struct("<q" + "".join(codes + text_start))
-        # Fast path: gets the values of a row in C. Only for kinds where struct and
-        # str() refuse what cox refuses; not for bool, as struct takes anything for it.
+        # Fast path: gets the values of a row in C. Only for kinds where struct or str()
+        # refuses what `convert` refuses: not for bool, nor for text with a `load`.
         self.get_row: Callable[[Mapping[str, Any]], Sequence[Any]] | None = None
         if "?" not in codes and not any(kind.load for kind in kinds):
             get = operator.itemgetter(*columns)
@@ -1041,8 +1042,9 @@ def _crc_texts(
     lookup = _make_crc_lookup(1, _CRC32)[0]
     order = np.argsort(-lengths, kind="stable")  # unfinished texts stay in front
     data, offsets, states = np.frombuffer(text, np.uint8), bounds[order], ~crcs[order]
-    remaining = np.searchsorted(-lengths[order], -np.arange(lengths.max(initial=0)))
-    for count in remaining.tolist():
+    positions = np.arange(lengths.max(initial=0))
+    longer = np.searchsorted(-lengths[order], -positions)  # texts with such a byte
+    for count in longer.tolist():
         part = states[:count]
         part[:] = lookup[(part ^ data[offsets[:count]]) & 255] ^ part >> 8
         offsets += 1
@@ -1731,7 +1733,7 @@ def _put_rows(store: Any, name: str, rows: _Rows) -> None:
         if not (has_attribute and is_table):
             raise ValueError("no table in HDF5 can hold it")
         _put_table(h5, name, rows)
-    except (ValueError, tables.HDF5ExtError):  # or texts of too many widths
+    except (ValueError, tables.HDF5ExtError):  # such as texts of too many widths
         _put_fixed(store, name, rows)
     if has_attribute:
         h5.get_node(f"/{name}")._v_attrs.COX_DATA = cox_data
@@ -1985,7 +1987,7 @@ class _Child:
                     if not isinstance(err, Exception):
                         raise
             if stamp == seen and time.time() - stamp / 1e9 > 60:
-                break
+                break  # no writer is at work: do not wait for it
             time.sleep(0.05)
         remedy = "Restore it from a copy, or leave the run out"
         raise CorruptError(f"it cannot be read ({reason:.200}). {remedy}", path)
@@ -2231,7 +2233,7 @@ class _History:
             with open(fd, "rb+", buffering=0) as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
                 is_torn = file.read(1) not in (b"", b"\n")
-                file.write(b"\n" * is_torn + data)
+                file.write(b"\n" + data if is_torn else data)
 
 
 def _read_history(run_dir: str) -> list[dict[str, Any]]:
@@ -2435,7 +2437,7 @@ def _create_table(tables_dir: str, name: str, rows: _Rows) -> None:
     _write_file(path + _ROWS_SUFFIX, rows.header + rows.records)
 
 
-_A_READER: Final = "a process that only reads it"
+_A_READER: Final = "a process that only reads it"  # as a holder of the lock
 _CLOSED: Final = "its Store was closed; open it again"
 _runs: Final = weakref.WeakSet["_Run"]()  # all of this process, for fork and exit
 _runs_by_path: Final = weakref.WeakValueDictionary[str, "_Run"]()
@@ -2987,7 +2989,7 @@ def _close_runs() -> None:
         run.history.is_kept = False
 
 
-_forks = 0  # from the process that imported cox to this one
+_forks = 0  # that led from the process that imported cox to this one
 
 
 def _after_fork_in_child() -> None:
@@ -3096,7 +3098,7 @@ class Table:
         """
         columns = [columns] if isinstance(columns, str) else columns
         if unknown := set(columns or ()) - self._schema.columns.keys():
-            raise self._schema_error(min(unknown), None, KeyError())
+            raise self._schema_error(min(unknown))
         return _read_frame(self._run.path, self.name, columns)
 
     def tail(self, n: int = 5) -> pd.DataFrame:
@@ -3235,7 +3237,7 @@ class Table:
         columns = {name: data[name] for name in data}
         for name in columns:
             if name not in self._schema.columns:
-                raise self._schema_error(name, None, KeyError())
+                raise self._schema_error(name)
         if missing := self._schema.columns.keys() - columns.keys():
             what = f"the rows for table {self.name!r} have no column "
             raise SchemaError(what + ", ".join(map(repr, sorted(missing))))
@@ -3304,7 +3306,7 @@ class Table:
             raise self._schema_error(name, value, err) from err
         return values
 
-    def _schema_error(self, name: Any, value: Any, err: Exception) -> SchemaError:
+    def _schema_error(self, name: Any, value: Any = None, err: Any = "") -> SchemaError:
         columns = self._schema.columns
         if name in columns:
             shown = f"a value of type {type(value).__name__}"
@@ -3777,9 +3779,9 @@ class EventWriter:
         self._sub_writers: dict[str, EventWriter] = {}  # by name; see add_scalars
         self._records: dict[tuple[str, ...], _ScalarRecord] = {}  # by prefix and names
         self._run: _Run | None = None  # set if a Store owns the writer
-        self._go_back = b""  # written before a tag's first event; see _continue
+        self._go_back = b""  # before a tag's first event, at least; see _continue
         self._is_holding, self._held = False, b""  # records; see _all_or_none
-        self._pid, self._forks = os.getpid(), _forks
+        self._pid, self._forks = os.getpid(), _forks  # _forks is faster to compare
         self._guard = _Guard(f"an event of {self.logdir}")
         self._path = ""
         self._fd = -1
@@ -3835,7 +3837,8 @@ class EventWriter:
         if self._forks != _forks or not self._write_to_disk:
             # before taking the lock, which a thread that was not forked may hold
             self._check_process()
-            self._held += records if self._is_holding else b""
+            if self._is_holding:
+                self._held += records
             return
         guard = self._guard
         with guard.lock:
@@ -4729,7 +4732,7 @@ def _read_each(
 
 
 def _read_quickly(path: str, size: int) -> bytes:
-    """Read the first bytes of a file, whatever kind of file it is."""
+    """Read a file's first bytes, without the time for a look at what kind it is."""
     fd = os.open(path, os.O_RDONLY | _O_SAFE)  # so reading does not block
     try:
         return os.read(fd, size)
