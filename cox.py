@@ -42,8 +42,8 @@ Guarantees:
 
 Sections, each building on those above it: errors, on-disk format, utilities, files,
 values and schema, row files, HDF5, history, run directory, Table, TensorBoard
-events, event writer, Store, CollectionReader, command line, commands, import names
-of the original package.
+events, event writer, Store, CollectionReader, TensorBoard view, commands, import
+names of the original package.
 
 Copyright (c) 2026 cox contributors. SPDX-License-Identifier: MIT
 """
@@ -5308,7 +5308,7 @@ def _decoding_error(exp_id: str, name: str, err: Exception) -> CoxError:
 
 
 ###############################################################################
-# Command line
+# TensorBoard view
 ###############################################################################
 # TensorBoard is given a view: a temporary directory with a directory per run, which
 # has links to the run's event files, and copies of its PROJECTOR files and two files
@@ -5647,7 +5647,7 @@ def _command_parser(command: str, *runs: str) -> _ArgumentParser:
     return parser
 
 
-def _parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+def _parse_tb_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Parse and check the options; also return those that are not ours."""
     parser = _command_parser("tb")
     parser.epilog = "All other options go to TensorBoard: --host, --bind_all, ..."
@@ -5713,7 +5713,7 @@ def _configure_tensorboard(ours: Sequence[str], rest: Sequence[str]) -> Any:
 
 
 def _tb(argv: list[str]) -> int:
-    options, rest = _parse_args(argv)
+    options, rest = _parse_tb_args(argv)
     # Named before it is created, so that a signal at any moment finds what to remove.
     # In memory if possible: on a disk, 5,000 runs took 4 s to link, and 4 s to remove.
     is_in_memory = "TMPDIR" not in os.environ and os.access("/dev/shm", os.W_OK)

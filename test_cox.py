@@ -7355,7 +7355,7 @@ def test_runs_runs_no_code_of_a_run(out, tmp_path):
 
 
 ###############################################################################
-# Command line
+# TensorBoard view
 ###############################################################################
 
 LOADERS = pytest.mark.parametrize(
