@@ -7175,6 +7175,27 @@ def test_reading_can_be_spread_over_an_executor(runs, request, pool):
     assert len(reader.df("metadata")) == 43
 
 
+class Remembering(ThreadPoolExecutor):
+    """An executor that runs equal tasks only once, as dask does."""
+
+    def __init__(self):
+        super().__init__(1)
+        self.known = {}
+
+    def map(self, call, tasks):
+        for task in tasks:
+            if task not in self.known:
+                self.known[task] = call(task)
+            yield self.known[task]
+
+
+def test_an_executor_that_runs_equal_tasks_once_reads_new_rows(runs):
+    reader = CollectionReader(runs, executor=Remembering())
+    assert len(reader.df("t")) == 6
+    Store(runs, "a")["t"].append_row({"i": 1, "note": "new"})
+    assert len(reader.df("t")) == 7
+
+
 class Elsewhere(ThreadPoolExecutor):
     """An executor whose workers lack modules of this process."""
 
