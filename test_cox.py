@@ -1795,6 +1795,30 @@ def test_nothing_is_cut_before_all_rows_were_looked_at(texts_run, damage):
     assert path.read_bytes() == changed
 
 
+SIZE = record_dtype(SCHEMA_KINDS).itemsize
+
+
+@pytest.mark.parametrize(
+    ("cut", "zeros"), [(1, 0), (SIZE, SIZE)], ids=["being-written", "of-a-dead-machine"]
+)
+def test_a_row_that_is_repaired_and_synced_while_it_is_read_is_no_damage(
+    run, monkeypatch, cut, zeros
+):
+    rows, text = (run / ".tables" / f"t{suffix}" for suffix in (".rows", ".text"))
+    whole = {path: path.read_bytes() for path in (rows, text)}
+    rows.write_bytes(whole[rows][:-cut] + bytes(zeros))
+    text.write_bytes(whole[text][:-1])
+
+    def repair(path, *args):
+        if str(path).endswith("state.json"):
+            for file, data in whole.items():
+                file.write_bytes(data)
+        return os.open(path, *args)
+
+    monkeypatch.setattr(cox, "os", but(os, open=repair))
+    assert_logged(Store(run.parent, "run", mode="r")["t"].df, 2)
+
+
 def test_a_table_without_its_text_is_corruption(run, damage):
     (run / ".tables" / "t.text").unlink()
     with pytest.raises(CoxError, match=r"t\.text"):
