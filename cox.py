@@ -709,7 +709,7 @@ def _to_float(value: Any, code: str = "<d") -> float:
     value = _number(value)
     if value is None:
         raise TypeError("it is not a number (use float('nan') for a missing one)")
-    if isinstance(value, np.complexfloating):  # float() would take its real part
+    if isinstance(value, np.complexfloating):  # clongdouble: float() drops a part
         raise TypeError("it is not a real number")
     number = float(value)
     if isinstance(value, str) and math.isinf(number) and "inf" not in value.lower():
