@@ -2430,6 +2430,7 @@ ODD_TABLES = {
     "in/a/group": ({"i": int}, [(2**63 - 1,)]),
     "half": ({"x": np.float16}, [(0.1,), (65504.0,)]),
     "wide": ({f"column {i}": float for i in range(1500)}, [tuple(range(1500))]),
+    "too wide": ({f"column {i}": float for i in range(4000)}, [tuple(range(4000))]),
     "empty": ({"i": int, "s": str}, []),
     "empty nul": ({"\0": str}, []),
     "object": ({"o": OBJECT}, [([1, 2],)]),
