@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ast
 import base64
+import collections
 import contextlib
 import copy
 import csv
@@ -1160,6 +1161,23 @@ def test_a_refused_row_changes_nothing_and_names_the_column(store, out, call, ma
     table.update_row({"acc": 2})
     table.flush_row()
     assert table.df.values.tolist() == [[1, 2]]
+
+
+def test_a_dict_that_makes_up_values_gives_none_for_a_misspelt_column(store):
+    table = store.add_table("t", {"loss": float})
+    table.append_row({"loss": 1})
+    with pytest.raises(CoxError, match="did you mean 'loss'"):
+        table.append_row(collections.Counter(los=1))
+    assert table.df["loss"].tolist() == [1]
+
+
+def test_a_table_that_was_made_again_with_another_schema_takes_no_more_rows(store):
+    before = store.add_table("t", {"x": int})
+    table = store.add_table("t", {"x": float})
+    table.append_row({"x": 0.5})
+    with pytest.raises(CoxError, match="was replaced"):
+        before.append_row({"x": 1})
+    assert table.df["x"].tolist() == [0.5]
 
 
 REFUSED_TABLES = {
