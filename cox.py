@@ -1371,10 +1371,10 @@ class _TableFile:
         good = _count_good(rows, first, start)
         return rows if good == rows.nrows else _slice_rows(rows, 0, good)
 
-    def blocks(self, first: int = 0) -> Iterator[_Rows]:
-        """Yield the rows from ``first`` on; raise if more than a torn end follows."""
+    def blocks(self) -> Iterator[_Rows]:
+        """Yield all rows; raise if more than a torn end follows."""
         step = max(1, _BLOCK_SIZE // self.schema.record_size)
-        start = self.start_of(first) if first else 0
+        first = start = 0
         while first < self.count:
             count = min(step, self.count - first)
             rows = self.read(first, count, start)
@@ -1390,14 +1390,15 @@ class _TableFile:
 
         If the file has just the ``known`` good rows, only the last one is checked.
         """
-        first = max(0, known - 1) if known == self.count else 0
-        nrows, text_size = first, self.start_of(first) if first else 0
-        for rows in self.blocks(first):
+        if 0 < known == self.count and self._rows_size == self.schema.offset(known):
+            start = self.start_of(known - 1)
+            last = self.read(known - 1, 1, start)
+            if last.nrows and start + len(last.texts) == self._text_size:
+                return known, self._text_size
+        nrows = text_size = 0
+        for rows in self.blocks():
             nrows += rows.nrows
             text_size += len(rows.texts)
-        is_more = self._rows_size > self.schema.offset(nrows)
-        if first and (is_more or self._text_size > text_size):
-            return self.find_end()  # check all of them before anything is cut
         return nrows, text_size
 
     def keep_torn(self, nrows: int, text_size: int) -> None:

@@ -1813,6 +1813,18 @@ def test_nothing_is_cut_before_all_rows_were_looked_at(texts_run, damage):
     assert path.read_bytes() == changed
 
 
+def test_a_text_that_lost_its_end_is_damage_though_the_last_row_has_none(
+    texts_run, damage
+):
+    os.truncate(texts_run / ".tables" / "t.text", 3)
+    for use in (
+        lambda: Store(texts_run.parent, "run", mode="r")["t"].nrows,
+        lambda: Store(texts_run.parent, "run")["t"].append_row({"i": 7, "note": "new"}),
+    ):
+        with pytest.raises(cox.CorruptError, match="keep the first 2 rows"):
+            use()
+
+
 SIZE = record_dtype(SCHEMA_KINDS).itemsize
 
 
