@@ -1720,9 +1720,9 @@ def _put_rows(store: Any, name: str, rows: _Rows) -> None:
     if "\0" in name or not {"", ".", "..", "table", "meta"}.isdisjoint(name.split("/")):
         raise ValueError(f"{name!r} is no key of an HDFStore")
     h5 = store.root._v_file
-    for path in itertools.accumulate(name.split("/"), "{}/{}".format):
-        if f"/{path}" in h5 and isinstance(h5.get_node(f"/{path}"), tables.Leaf):
-            raise ValueError(f"{name!r} is a part of another table's frame")
+    if f"/{name}" in h5 and isinstance(h5.get_node(f"/{name}"), tables.Leaf):
+        # pandas 2 would remove that part
+        raise ValueError(f"{name!r} is a part of another table's frame")
     schema = _decode_header(rows.header)
     records = np.frombuffer(rows.records, schema.dtype)
     width = sum(int(records[str(i)].max(initial=0)) for i in schema.text_fields)

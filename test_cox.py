@@ -2391,11 +2391,13 @@ def test_a_table_with_more_text_than_hdf5_holds_is_left_out(out, monkeypatch):
     assert Store(out, "run", mode="r")["long"].df["s"].tolist() == ["\0"]
 
 
-def test_a_table_named_as_a_part_of_another_is_left_out_of_store_h5(out):
+@pytest.mark.parametrize("name", ["nul/axis0", "nul/axis0/x"])
+@pytest.mark.parametrize("text", ["\0", "x"], ids=["fixed", "table"])
+def test_a_table_named_as_a_part_of_another_is_left_out_of_store_h5(out, name, text):
     store = Store(out, "run")
     store.add_table("nul", {"s": str}).append_row({"s": "\0"})  # in fixed format
-    store.add_table("nul/axis0", {"x": float}).append_row({"x": 1})
-    with warns("'nul/axis0'"):
+    store.add_table(name, {"s": str}).append_row({"s": text})
+    with warns(repr(name)):
         store.close()
     assert exported(out / "run")["nul"]["s"].tolist() == ["\0"]
 
