@@ -4646,6 +4646,16 @@ def test_the_mark_of_a_table_that_was_closed_amid_a_checkpoint_is_what_was_synce
     assert json.loads(state)["rows"]["t"] == 1
 
 
+def test_a_checkpoint_marks_the_rows_of_more_tables_than_may_be_open(out):
+    with Store(out, "run") as store:
+        tables_ = [store.add_table(f"t{i}", {"x": float}) for i in range(70)]
+        for table in tables_:
+            table.append_row({"x": 1})
+        store.checkpoint(export=False)
+        state = (out / "run" / ".tables" / "state.json").read_text()
+        assert json.loads(state)["rows"] == {table.name: 1 for table in tables_}
+
+
 def test_a_close_that_failed_amid_mode_w_leaves_no_closed_file_behind(out, monkeypatch):
     store = Store(out, "run")
     log(store, 1)
