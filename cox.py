@@ -690,8 +690,7 @@ def _write_state(tables_dir: str, state: _State) -> None:
 ###############################################################################
 # A value is converted when it is staged, so the call that passes a bad one raises. A
 # conversion loses nothing but digits of a float: an int column takes 3.0, but not 3.7.
-# To add a kind of column, write its functions and a line of _KINDS. store.h5 holds the
-# type's name in a pickle: _PlainUnpickler must turn it into the name of the kind.
+# A new kind of column takes functions, a line in _KINDS, its type in _PlainUnpickler.
 
 
 def _number(value: Any) -> Any:
@@ -1042,9 +1041,8 @@ def _crc_texts(
     lookup = _make_crc_lookup(1, _CRC32)[0]
     order = np.argsort(-lengths, kind="stable")  # unfinished texts stay in front
     data, offsets, states = np.frombuffer(text, np.uint8), bounds[order], ~crcs[order]
-    positions = np.arange(lengths.max(initial=0))
-    longer = np.searchsorted(-lengths[order], -positions)  # texts with such a byte
-    for count in longer.tolist():
+    longer = np.searchsorted(-lengths[order], -np.arange(lengths.max(initial=0)))
+    for count in longer.tolist():  # of the texts longer than 0, 1, 2, ... bytes
         part = states[:count]
         part[:] = lookup[(part ^ data[offsets[:count]]) & 255] ^ part >> 8
         offsets += 1
@@ -3838,8 +3836,7 @@ class EventWriter:
         if self._forks != _forks or not self._write_to_disk:
             # before taking the lock, which a thread that was not forked may hold
             self._check_process()
-            if self._is_holding:
-                self._held += records
+            self._held += records if self._is_holding else b""
             return
         guard = self._guard
         with guard.lock:
