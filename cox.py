@@ -113,6 +113,7 @@ import weakref
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from decimal import Decimal
 from typing import IO, Any, Final, NamedTuple, NoReturn
 
 import numpy as np
@@ -711,7 +712,7 @@ def _to_float(value: Any, code: str = "<d") -> float:
     if isinstance(value, np.complexfloating):  # clongdouble: float() drops a part
         raise TypeError("it is not a real number")
     number = float(value)
-    if isinstance(value, str) and math.isinf(number) and "inf" not in value.lower():
+    if math.isinf(number) and "inf" not in str(value).lower():  # a Decimal, say
         raise OverflowError("it is too large for a float")
     struct.pack(code, number)  # raises if a finite number would become an infinity
     return number
@@ -845,8 +846,10 @@ _KIND_NAMES: Final[Mapping[Any, str]] = {  # by the type in a schema
     **{t: np.dtype(t).name for t in np.ScalarType if np.dtype(t).name in _KINDS},
     **{kind.type: name for name, kind in _KINDS.items()},
 }
-_NEVER_PACKED: Final = frozenset(  # struct would store the real part, or NaN if masked
-    {np.complex64, np.complex128, np.clongdouble, np.ma.MaskedArray, type(np.ma.masked)}
+# struct would store the real part, what a mask hides, or an infinity if out of range
+_NEVER_PACKED: Final = frozenset(
+    {np.complex64, np.complex128, np.clongdouble, np.ma.MaskedArray}
+    | {type(np.ma.masked), np.longdouble, Decimal}
 )
 
 
@@ -920,9 +923,11 @@ def _decode_header(header: bytes) -> _Schema:
             f"its format version {version} is newer than this cox reads "
             f"({_FORMAT_VERSION}); upgrade cox"
         )
-    remedy = "; read it with the cox that wrote it" if b'"cox": 1,' in header else ""
+    remedy = "restore it from a copy, or move it out of the run"
+    if b'"cox": 1,' in header:
+        remedy = "read it with the cox that wrote it"
     raise CorruptError(
-        f"its first line is not the header of a table{remedy}: {header[:60]!r}"
+        f"its first line is not the header of a table; {remedy}: {header[:60]!r}"
     )
 
 
@@ -3269,14 +3274,17 @@ class Table:
     def _convert_column(self, name: str, kind: _Kind, values: Any) -> Any:
         """Convert values as append_row() does, but whole arrays at once if possible."""
         array = np.empty(())
-        # what numpy refuses (ragged lists, some tensors) is converted one by one below
-        with contextlib.suppress(ValueError, TypeError, RuntimeError):
+        # What numpy refuses (ragged lists, some tensors), or warns of (a masked element
+        # in a list, which becomes NaN), is converted one by one below.
+        refusals = ValueError, TypeError, RuntimeError, Warning
+        with warnings.catch_warnings(), contextlib.suppress(*refusals):
+            warnings.simplefilter("error")
             if kind.code and not isinstance(values, np.ma.MaskedArray):
                 array = np.asarray(values)
         if array.ndim == 1:
             # kinds of numpy arrays that fit if their least and greatest values do
             allowed = {"?": "b", "e": "", "f": ""}.get(kind.code, "biu")
-            if kind.code == "d" and array.dtype.kind in "fbiu":
+            if kind.code == "d" and array.dtype.kind in "fbiu" and array.itemsize <= 8:
                 return array  # any value fits
             if array.dtype.kind in allowed and len(array):
                 with contextlib.suppress(OverflowError, TypeError):  # raised below
@@ -5808,6 +5816,8 @@ def _print_table(
 
 def _print_facts(facts: Mapping[str, Any], indent: str = "") -> None:
     for name, value in facts.items():
+        if value == {}:
+            continue
         if isinstance(value, dict):
             print(indent + _printable(name))
             _print_facts(value, indent + "  ")
@@ -5894,7 +5904,8 @@ def _ls(argv: list[str]) -> int:
         words = (status.split(" ")[0] or "unknown" for status in frame["status"])
         counts = collections.Counter(words).most_common()
         text = ", ".join(f"{count} {word}" for word, count in counts)
-        print(_printable(f"{len(frame)} runs: {text}" if text else "0 runs"))
+        runs = "1 run" if len(frame) == 1 else f"{len(frame)} runs"
+        print(_printable(f"{runs}: {text}" if text else runs))
     if len(shown) < len(frame):
         _say(f"{len(shown)} of {len(frame)} runs are shown; see -n", "ls")
     return 0
@@ -5946,8 +5957,9 @@ def _show(argv: list[str]) -> int:
     status, attempts = _run_status(run_dir)
     facts: dict[str, Any] = {"run": run_dir, "status": status}
     facts |= {f"attempt {number}": line for number, line in enumerate(attempts, 1)}
-    facts["parameters"] = _read_row(run_dir, options.metadata_table, first=1) or {}
-    _print_facts(facts | {"last rows": _last_rows(run_dir)})
+    _print_facts(facts)  # before a table that is damaged
+    parameters = _read_row(run_dir, options.metadata_table, first=1) or {}
+    _print_facts({"parameters": parameters, "last rows": _last_rows(run_dir)})
     return 0
 
 

@@ -1060,6 +1060,10 @@ class Unprintable:
         raise ValueError("no text for this")
 
 
+def is_number(value):
+    return isinstance(value, (int, float, np.number))
+
+
 REFUSED = {
     "fraction-into-int": (int, 1, 3.7),
     "2**63-into-int": (int, 1, 2**63),
@@ -1083,6 +1087,9 @@ REFUSED = {
     "words-into-float": (float, 1.0, "one"),
     "no-text-into-float": (float, 1.0, ""),
     "too-big-text-into-float": (float, 1.0, "1e999"),
+    "too-big-bytes-into-float": (float, 1.0, b"1e999"),
+    "too-big-Decimal-into-float": (float, 1.0, Decimal("1e999")),
+    "too-big-longdouble-into-float": (float, 1.0, np.longdouble("1e400")),
     "None-into-float": (float, 1.0, None),
     "complex-into-float": (float, 1.0, 1j),
     "numpy-complex-into-float": (float, 1.0, np.complex128(3 + 4j)),
@@ -1129,6 +1136,8 @@ def test_a_refused_value_changes_nothing(store, out, kind, good, bad):
     quick.append_row({"x": good})
     with pytest.raises(CoxError, match="'x' of table 'quick'"):
         quick.append_row({"x": bad})
+    with pytest.raises(CoxError, match="'x' of table 'quick'"):
+        quick.append_rows({"x": np.array([bad]) if is_number(bad) else [bad]})
     assert quick.nrows == len(quick.df) == 1
 
 
@@ -8693,7 +8702,7 @@ def test_ls_of_none_one_and_a_hundred_runs(out, cli, damage):
                     "run       status  started  took  x",
                     "00000000                         0",
                 ),
-                "1 runs: 1 unknown",
+                "1 run: 1 unknown",
             ]
     assert cli("ls", out.parent, "-q", err=hint) == ""
     lines = cli("ls", out).splitlines()
@@ -8731,6 +8740,8 @@ def test_broken_runs_are_named_and_the_others_listed(out, run, cli, damage):
     with warns("run run"):
         listed = cli("ls", out, "-q").splitlines()
     assert sorted(listed) == [f"{out}/good", f"{out}/run"]
+    said = cli("show", "run", "-d", out, status=2, err=r".*move it out of the run.*\n")
+    assert said.splitlines()[1:3] == ["status      done", "attempt 1"]
 
 
 def test_show_tells_all_of_a_run(sweep, cli):
@@ -8871,7 +8882,7 @@ def test_a_closed_pipe_ends_quietly_and_tensorboard_is_not_imported(out, damage)
         os.dup2(writing, 1)
         sys.exit(cox.main(["ls", sys.argv[1]]))
     """
-    assert "1 runs" in python("-c", textwrap.dedent(script), out)
+    assert "1 run:" in python("-c", textwrap.dedent(script), out)
 
 
 def test_ls_q_prints_no_path_that_is_another_run(out, cli):
