@@ -6167,6 +6167,7 @@ def test_walkthrough_1(out):
     assert sorted(names["df"]["final_x"]) == [0.5, 1.5]
     assert names["filtered"]["final_x"].tolist() == [0.5]
     assert names["best"]["step_size"].tolist() == [1.5]
+    names.clear()  # its Stores close now, not in another test
 
 
 def test_add_table_again_returns_it_or_refuses(run):
