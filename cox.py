@@ -2764,18 +2764,16 @@ class _Run:
             # handler that interrupts a row holds the first and may want the second.
             with self.changing.lock:
                 self.claim(refusal)
-                if (
-                    not self.changing.is_busy
-                ):  # else a signal handler called us amid a row
-                    for writer in self.writers.copy().values():
-                        writer.repair()
                 unsynced, self.unsynced = self.unsynced, []
                 # A mark for this export: truthy, so that a close() meanwhile waits for
-                # it, and replaced with True by a write meanwhile. If a signal handler
-                # called us amid a row, is_stale stays True, as the export will lack it.
+                # it, and replaced with True by a write meanwhile.
                 this_export = object()
-                if export and not self.changing.is_busy:
-                    self.is_stale = this_export
+                # else a signal handler called us amid a row, which the export will lack
+                if not self.changing.is_busy:
+                    for writer in self.writers.copy().values():
+                        writer.repair()
+                    if export:
+                        self.is_stale = this_export
             with self.exporting.lock:
                 self.exporting.refuse_again()
                 try:
@@ -2957,7 +2955,7 @@ class _Handle:
             run.checkpoint()
         with _runs_lock:
             run.users.discard(self)  # again, if an exception ended an earlier close()
-            is_last = not run.users and self.mode != "r"
+            is_last = not run.users
         # refuse first, or a thread that logs meanwhile would take the lock again
         before, self.refusal = self.refusal, self.refusal or _CLOSED
         if not is_last:
