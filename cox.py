@@ -5323,7 +5323,6 @@ def _decoding_error(exp_id: str, name: str, err: Exception) -> CoxError:
 
 _REFRESH_INTERVAL_S: Final = 1.0
 _READ_AT_ONCE: Final = 500  # runs; the newest are shown before any others are read
-_TAIL_INTERVAL_S: Final = 0.5
 _MTIME_RESOLUTION_NS: Final = 2 * 10**9  # FAT's, the coarsest there is
 _RUN_NAME_MAX: Final = 255  # bytes, the limit of file names
 _UNSAFE_IN_NAME: Final = re.compile("[/\x00-\x1f\x7f\ud800-\udfff]")
@@ -5767,6 +5766,8 @@ def _tb(argv: list[str]) -> int:
 ###############################################################################
 # Each command parses its arguments, asks the reader, and prints. Names and values may
 # come from strangers, so characters that are not printable are shown as `?`.
+
+_TAIL_INTERVAL_S: Final = 0.5
 
 
 def _find_run(run: str, directory: str) -> str:
