@@ -3577,8 +3577,7 @@ def _encode_hparams(
     """
     info = b""
     for name, value in hparams.items():
-        if isinstance(value, np.generic):
-            value = value.item()
+        value = _number(value)
         if value is None or (isinstance(value, float) and math.isnan(value)):
             continue
         if isinstance(value, bool):

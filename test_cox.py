@@ -5058,6 +5058,7 @@ def decode_hparams(value):
             pathlib.Path("a") / "b", "string_value", str(pathlib.Path("a/b")), id="path"
         ),
         pytest.param(np.arange(2), "string_value", "[0 1]", id="array"),
+        pytest.param(np.array(0.5), "number_value", 0.5, id="array-of-one"),
         pytest.param(10**400, "number_value", math.inf, id="huge-int"),
     ],
 )
