@@ -3857,6 +3857,7 @@ class EventWriter:
                 if os.write(self._fd, records) != len(records):
                     raise OSError(errno.ENOSPC, "short write")
                 self._size = size + len(records)
+                self._purge_step = None  # a later file would hide what this one holds
             except StorageError:  # of _open
                 raise
             except OSError as err:

@@ -5555,6 +5555,18 @@ def test_purge_step_starts_a_session(tmp_path):
     assert start.step == 7
 
 
+def test_purge_step_hides_nothing_of_its_own_writer(tmp_path):
+    with cox.EventWriter(tmp_path, purge_step=7) as writer:
+        writer.add_scalar("x", 1, 7)
+        writer.close()
+        writer.add_scalar("x", 1, 8)  # in another file
+        with pickle.loads(pickle.dumps(writer)) as copy:
+            copy.add_scalar("x", 1, 9)
+    events = read_events(tmp_path)
+    assert [event.step for event in events if event.summary.value] == [7, 8, 9]
+    assert sum(event.HasField("session_log") for event in events) == 2
+
+
 def test_hparams_are_in_the_runs_own_file_or_a_named_sub_run(tmp_path):
     with cox.EventWriter(tmp_path) as writer:
         writer.add_hparams({"lr": 1}, {"loss": 2})
