@@ -3893,6 +3893,18 @@ class EventWriter:
     def _open(self) -> None:
         """Start a new file, under a name that sorts after the earlier ones."""
         self._close_file()
+        self._check_run()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | _O_BINARY
+        stem = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}"
+        with _as_storage_error(self.logdir, "could not make an event file"):
+            os.makedirs(self._root, exist_ok=True)
+            for n in itertools.count():
+                self._path = f"{self._root}/{stem}.{self._pid}.{n:04d}{self._suffix}"
+                with contextlib.suppress(FileExistsError):
+                    self._fd = _open_above_2(self._path, flags)
+                    break
+
+    def _check_run(self) -> None:
         if self._run is not None:
             self._run.check_place()
             if self._run.refusal:
@@ -3908,15 +3920,6 @@ class EventWriter:
                     f"{self.logdir} leads out of its run; replace the link with a "
                     "directory"
                 )
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | _O_BINARY
-        stem = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}"
-        with _as_storage_error(self.logdir, "could not make an event file"):
-            os.makedirs(self._root, exist_ok=True)
-            for n in itertools.count():
-                self._path = f"{self._root}/{stem}.{self._pid}.{n:04d}{self._suffix}"
-                with contextlib.suppress(FileExistsError):
-                    self._fd = _open_above_2(self._path, flags)
-                    break
 
     def _check_process(self) -> None:
         if self._forks != _forks:
@@ -4310,6 +4313,7 @@ class EventWriter:
         labels), ``label_img`` a square image per row, NCHW.
         """
         self._check_process()
+        self._check_run()
         points, (_, step) = _as_array(mat), self._resolve(global_step, None)
         if points.ndim != 2:
             raise ValueError(f"expected one point per row, got shape {points.shape}")

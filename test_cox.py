@@ -5674,7 +5674,18 @@ def test_a_link_out_of_the_run_is_not_written_through(tmp_path, out):
             store.writer.add_scalar("x", 1)
         with pytest.raises(cox.WriteRefusedError, match="leads out of its run"):
             store.writer.add_scalars("x", {"y": 1})
+        with pytest.raises(cox.WriteRefusedError, match="leads out of its run"):
+            store.writer.add_embedding(np.eye(2))
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_run_that_was_moved_gets_no_embedding(run):
+    store = Store(run.parent, "run")
+    log(store, 1)
+    run.rename(run.parent / "moved")
+    with pytest.raises(cox.WriteRefusedError, match="moved or deleted"):
+        store.writer.add_embedding(np.eye(2))
+    assert not run.exists()
 
 
 def test_pickled_writer_goes_on_in_a_file_of_its_own(tmp_path):
