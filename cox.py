@@ -3965,7 +3965,7 @@ class EventWriter:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        args = self.logdir, "", self._purge_step, 10, 120, self._suffix
+        args = self._root, "", self._purge_step, 10, 120, self._suffix
         return type(self), (*args, self._write_to_disk)
 
     def __repr__(self) -> str:

@@ -5644,6 +5644,8 @@ def test_events_stay_where_the_writer_was_made(tmp_path, monkeypatch):
     writer.add_scalar("x", 1.0)
     writer.add_scalars("pair", {"y": 2.0})
     writer.add_embedding(np.zeros((2, 2)))
+    with copy.copy(writer) as other:
+        other.add_scalar("x", 2.0)
     assert not os.listdir()
     assert {*values_by_tag(tmp_path / "logs")} == {(".", "x"), ("pair/y", "pair")}
     assert (tmp_path / "logs" / "projector_config.pbtxt").exists()
