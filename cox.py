@@ -3738,7 +3738,9 @@ def _as_pixels(
 
 
 def _encode_tsv(lines: Iterable[Iterable[Any]]) -> bytes:
-    return "".join("\t".join(map(str, line)) + "\n" for line in lines).encode()
+    """Encode lines for TensorBoard's projector, which skips any that are blank."""
+    joined = ("\t".join(map(str, line)) for line in lines)
+    return "".join(f"{line if line.strip() else '-'}\n" for line in joined).encode()
 
 
 _BESIDE: Final = (
@@ -4327,8 +4329,12 @@ class EventWriter:
         files = {"tensors.tsv": _encode_tsv(points.tolist())}
         if metadata is not None:
             lines = metadata if metadata_header else [[label] for label in metadata]
-            header = [metadata_header] if metadata_header else []
-            files["metadata.tsv"] = _encode_tsv([*header, *lines])
+            # one column has no header: TensorBoard would take it for a label
+            header = [metadata_header] if len(metadata_header or ()) > 1 else []
+            files["metadata.tsv"] = _encode_tsv(
+                [re.sub("[\t\r\n]", " ", str(label)) for label in line]
+                for line in [*header, *lines]
+            )
             config += f'metadata_path: "{folder}/metadata.tsv"\n'
         if label_img is not None:
             across = math.ceil(math.sqrt(len(points)))

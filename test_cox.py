@@ -5195,6 +5195,26 @@ def test_projector_reads_the_embedding(tmp_path):
     assert not list(tmp_path.glob("*tfevents*"))
 
 
+@pytest.mark.parametrize(
+    ("labels", "header", "expected"),
+    [
+        pytest.param(["a\tb", "c\r\nd", ""], None, "a b\nc  d\n-\n", id="odd"),
+        pytest.param([["a"], ["b"], ["c"]], ["name"], "a\nb\nc\n", id="one-column"),
+        pytest.param(
+            [["a\n", ""], ["", 1], ["", ""]], ["x\t", "y"], "x \ty\na \t\n\t1\n-\n",
+            id="columns",
+        ),
+    ],
+)  # fmt: skip
+def test_each_point_of_an_embedding_has_one_line_of_labels(
+    tmp_path, labels, header, expected
+):
+    writer = cox.EventWriter(tmp_path)
+    writer.add_embedding(np.eye(3), labels, metadata_header=header)
+    with open(tmp_path / "00000/default/metadata.tsv", newline="") as file:
+        assert file.read() == expected
+
+
 # tbparse itself uses what pandas will drop.
 @pytest.mark.filterwarnings("ignore:The inplace keyword")
 def test_readers_of_event_files_agree(tmp_path):
