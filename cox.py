@@ -2180,7 +2180,9 @@ class _History:
         self.is_kept = True
         self.has_begun = False
         self._run_dir = run_dir
-        self._handled = 0  # id of an exception being handled when the run began
+        # __dict__ of an exception being handled when the run began: unlike its id, no
+        # other gets this while we hold it; the exception itself would hold the Store
+        self._handled: object = None
 
     def begin(self) -> None:
         """Record who writes the run, at its first write."""
@@ -2198,7 +2200,8 @@ class _History:
             git=lambda: _describe_git()[0],
             job=lambda: {v: os.environ[v] for v in _JOB_VARIABLES if v in os.environ},
         )
-        self.has_begun, self._handled = True, id(sys.exc_info()[1])
+        handled = sys.exc_info()[1]
+        self.has_begun, self._handled = True, getattr(handled, "__dict__", None)
         with contextlib.suppress(Exception):
             if patch := _describe_git()[1]:
                 number = len(_attempts(_read_history(self._run_dir)))
@@ -2212,7 +2215,7 @@ class _History:
         facts: dict[str, Callable[[], Any]] = {}
         is_exit = isinstance(err, SystemExit) and not err.code
         # a run opened in an except block did not fail because of that exception
-        if err is not None and not is_exit and id(err) != self._handled:
+        if err is not None and not is_exit and err.__dict__ is not self._handled:
             status = "interrupted" if isinstance(err, KeyboardInterrupt) else "failed"
             facts["error"] = lambda: _one_line(err)
             facts["trace"] = lambda: "".join(traceback.format_exception(err))[-10_000:]

@@ -3444,6 +3444,17 @@ def test_a_program_without_a_file_is_of_the_repository_it_runs_in(repository, ou
     assert git_of(out)["root"] == str(inner)
 
 
+def test_an_exception_is_not_taken_for_one_of_before(out):
+    try:
+        raise ValueError("before")
+    except ValueError:
+        store = begin(out, "run")
+    # the other one is gone, and this one takes its place in memory
+    with contextlib.suppress(RuntimeError), store:
+        raise RuntimeError("within")
+    assert words(out) == {"run": "failed"}
+
+
 def test_an_exception_that_did_not_leave_the_with_is_no_failure(out):
     store = Store(out, "run")
     log(store, 1)
