@@ -2213,7 +2213,8 @@ class _History:
         if not self.has_begun:
             return
         facts: dict[str, Callable[[], Any]] = {}
-        is_exit = isinstance(err, SystemExit) and not err.code
+        code = err.code if isinstance(err, SystemExit) else 1
+        is_exit = code is None or (isinstance(code, int) and code == 0)
         # a run opened in an except block did not fail because of that exception
         if err is not None and not is_exit and err.__dict__ is not self._handled:
             status = "interrupted" if isinstance(err, KeyboardInterrupt) else "failed"

@@ -3444,6 +3444,20 @@ def test_a_program_without_a_file_is_of_the_repository_it_runs_in(repository, ou
     assert git_of(out)["root"] == str(inner)
 
 
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        *((code, "done") for code in (None, 0, False)),
+        *((code, "failed") for code in (1, True, "", "no", [], 0.0, np.zeros(2))),
+    ],
+    ids=repr,
+)
+def test_an_exit_is_a_success_where_the_system_is_told_so(out, code, expected):
+    with contextlib.suppress(SystemExit), begin(out, "run"):
+        sys.exit(code)
+    assert words(out) == {"run": expected}
+
+
 def test_an_exception_is_not_taken_for_one_of_before(out):
     try:
         raise ValueError("before")
