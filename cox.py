@@ -2159,7 +2159,10 @@ def _describe_git() -> tuple[dict[str, Any], bytes]:
         known = [e[:1000] for e in entries if not re.fullmatch(r'\?\? .*/"?', e)]
         git["changed"] = known[:100]
         if any(not entry.startswith("??") for entry in entries):
-            patch = ask("diff", "HEAD", "--binary", "--no-ext-diff", "--no-textconv")
+            patch = ask(
+                "diff", "HEAD", "--binary", "--no-ext-diff", "--no-textconv",
+                "--no-color", "--src-prefix=a/", "--dst-prefix=b/",
+            )  # fmt: skip
             git["diff_bytes"] = len(patch)
     return git, patch if len(patch) <= _PATCH_MAX else b""
 

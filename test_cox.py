@@ -3416,6 +3416,8 @@ def git_of(out, *exp_ids, module=None):
 
 
 def test_commit_and_changes_are_those_of_git(repository):
+    for option in "color.ui=always", "diff.noprefix=true":  # no patch is like that
+        git(repository, "config", *option.split("="))
     out = repository / "out"
     Store(out, "other").close()
     (repository / "train.py").write_text("b\n")
