@@ -1917,7 +1917,7 @@ def _image_tables(image: bytes) -> _Original:
         groups = [
             group
             for group in h5.walk_groups()
-            if "COX_DATA" in group._v_attrs or "cox_rows" in group._v_children
+            if "COX_DATA" in group._v_attrs or "cox_rows" in group._v_leaves
         ]
         known = tuple(f"{group._v_pathname}/" for group in groups)
         leaves = h5.walk_nodes("/", "Leaf")
@@ -1927,7 +1927,7 @@ def _image_tables(image: bytes) -> _Original:
 
 def _group_rows(group: Any) -> tuple[str, _Rows]:
     """Return the name and rows of a table that the original, or cox, wrote."""
-    if "cox_rows" in group._v_children:
+    if "cox_rows" in group._v_leaves:
         nodes = (group._v_children[name] for name in ("cox_rows", "cox_text"))
         data, text = (node.read().tobytes() for node in nodes)
         header = data[: data.find(b"\n") + 1]

@@ -2411,13 +2411,18 @@ def test_a_table_named_as_a_part_of_another_is_left_out_of_store_h5(out, name, t
     assert exported(out / "run")["nul"]["s"].tolist() == ["\0"]
 
 
-@pytest.mark.parametrize("name", ["a/b", "é", "x y", "class", "mx^2", "%41", "lock"])
+@pytest.mark.parametrize(
+    "name",
+    ["a/b", "é", "x y", "class", "mx^2", "%41", "lock", "cox_rows", "a/cox_rows"],
+)
 def test_tables_of_any_name_come_back(out, name):
     with Store(out, "run") as store:
         store.add_table(name, {"x": float}).append_row({"x": 1})
     assert exported(out / "run")[name]["x"].tolist() == [1]
     assert Store(out, "run", mode="r")[name].df["x"].tolist() == [1]
     assert CollectionReader(out).df(name)["x"].tolist() == [1]
+    shutil.rmtree(out / "run" / ".tables")
+    assert Store(out, "run", mode="r")[name].df["x"].tolist() == [1]
 
 
 LAYOUT = {
