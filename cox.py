@@ -4666,7 +4666,8 @@ class Store:
             WriteRefusedError, StorageError: As :meth:`Table.append_row`.
         """
         row, writer, method = _as_row(update_dict), self.writer, f"add_{summary_type}"
-        if not hasattr(writer, method):
+        add, built_in = getattr(writer, method, None), vars(EventWriter).get(method)
+        if add is None:
             raise ValueError(f"summary_type {summary_type!r}: there is no {method}()")
 
         table = self.get_table(table_name)
@@ -4674,15 +4675,17 @@ class Store:
 
         def log_events(staged: list[Any]) -> None:
             at_step = table.nrows if step is None else step
-            is_ours = isinstance(writer, EventWriter)
+            is_ours = built_in and getattr(add, "__func__", None) is built_in
             if is_ours and method == "add_scalar":
                 values = [staged[slots[name][0]] for name in row]
                 writer._add_scalar_row(table_name, row, values, at_step)
                 return
-            # another writer cannot undo events, so first try all values on one of ours
+            # another writer cannot undo events, so first try all values on one of ours,
+            # unless only the other has this method
             ours = writer if is_ours else EventWriter(self.tb_dir, write_to_disk=False)
             with ours._all_or_none() as holder:
-                for target in (holder,) if is_ours else (holder, writer):
+                targets = [holder] if isinstance(built_in, types.FunctionType) else []
+                for target in targets if is_ours else [*targets, writer]:
                     for name, value in row.items():
                         getattr(target, method)(f"{table_name}/{name}", value, at_step)
 

@@ -6409,6 +6409,30 @@ def test_another_writer_may_be_assigned(store):
     assert read_events(store.tb_dir) == []
 
 
+def test_another_writer_has_methods_of_its_own(store):
+    calls = []
+
+    class Writer(cox.EventWriter):
+        def add_scalar(self, *args):
+            calls.append(args)
+            super().add_scalar(*args)
+
+        def add_mesh(self, *args):
+            calls.append(args)
+
+        add_point = add_mesh
+
+    store.writer = Writer(store.tb_dir)
+    store.add_table("t", {"x": float, "y": float})
+    for kind in "scalar", "mesh", "point":
+        store.log_table_and_tb("t", {"x": 0.5, "y": 1.0}, kind, step=3)
+        store["t"].flush_row()
+    assert calls == [("t/x", 0.5, 3), ("t/y", 1.0, 3)] * 3
+    assert [value.tag for value in read_values(store.tb_dir)] == ["t/x", "t/y"]
+    with pytest.raises(NotImplementedError, match="add_graph is not built in"):
+        store.log_table_and_tb("t", {"x": 0.5, "y": 1.0}, "graph")
+
+
 def test_a_closed_store_still_writes_events_to_a_new_file(store):
     for step in (1, 2):
         store.tensorboard.add_scalar("x", step, step)
