@@ -3867,9 +3867,10 @@ class EventWriter:
                     raise OSError(errno.ENOSPC, "short write")
                 self._size = size + len(records)
                 self._purge_step = None  # a later file would hide what this one holds
-            except StorageError:  # of _open
-                raise
-            except OSError as err:
+            except BaseException as err:
+                self._records.clear()  # else a tag's first event would lack _go_back
+                if isinstance(err, StorageError) or not isinstance(err, OSError):
+                    raise  # of _open, or an interrupt
                 with contextlib.suppress(OSError):  # else the next event opens a file
                     os.ftruncate(self._fd, size)
                     self._size = size
@@ -4042,13 +4043,11 @@ class EventWriter:
     ) -> None:
         """Overlay numbers in one chart, each in a sub-run ``main_tag/<tag>``."""
         wall_time, step = self._resolve(global_step, walltime)
-        records = []
-        for tag, value in _expect(tag_scalar_dict, "items", "a dict").items():
+        items = _expect(tag_scalar_dict, "items", "a dict").items()
+        for tag, value in [(tag, _as_float(value)) for tag, value in items]:
             writer = self._get_sub_writer(f"{main_tag}/{tag}")
-            args = "", (main_tag,), (_as_float(value),), wall_time, step
-            records.append((writer, writer._encode_scalars(*args)))
-        for writer, record in records:
-            writer._append(record)
+            args = "", (main_tag,), (value,), wall_time, step
+            writer._append(writer._encode_scalars(*args))
 
     def _get_sub_writer(self, name: str) -> EventWriter:
         self._check_process()

@@ -5294,6 +5294,40 @@ def log_with_restarts(out) -> None:
         writer.add_scalar("y", 2, 3)
 
 
+def goes_back(logdir) -> bool:
+    """Whether the newest file says first that a step comes again."""
+    events = parse_records(max(logdir.glob("*tfevents*")).read_bytes())
+    return events[1].step == 2**63 - 1
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()], ids=repr
+)
+def test_a_first_event_that_failed_hides_what_it_repeats_when_it_is_logged_again(
+    run, monkeypatch, error
+):
+    def refuse(*args: object) -> None:
+        raise error
+
+    for _ in range(2):
+        writer = Store(run.parent, "run").writer
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", refuse)
+            with contextlib.suppress(cox.StorageError, KeyboardInterrupt):
+                writer.add_scalar("x", 1)
+            with contextlib.suppress(cox.StorageError, KeyboardInterrupt):
+                writer.add_scalars("x", {"y": 1})
+        with contextlib.suppress(TypeError):
+            writer.add_scalars("both", {"a": 1, "b": "text"})
+        writer.add_scalar("x", 1)
+        writer.add_scalars("x", {"y": 1})
+        writer.add_scalars("both", {"a": 1})
+        writer.close()
+    assert goes_back(run / "tensorboard")
+    assert goes_back(run / "tensorboard" / "x" / "y")
+    assert goes_back(run / "tensorboard" / "both" / "a")
+
+
 @pytest.fixture(
     scope="module",
     params=[
