@@ -3812,9 +3812,6 @@ class EventWriter:
         """
         self._run = run
         run.event_writers.add(self)
-        with contextlib.suppress(OSError):
-            if any("tfevents" in name for name in os.listdir(self.logdir)):
-                self._go_back = _GO_BACK
 
     def _resolve(self, global_step: Any, walltime: float | None) -> tuple[float, int]:
         """Return the wall time and step of an event."""
@@ -3862,7 +3859,7 @@ class EventWriter:
                 if size <= 0:
                     if size == _NO_FILE:
                         self._open()
-                    size, records = 0, self._encode_start() + records
+                    size, records = 0, self._encode_start() + self._go_back + records
                 if os.write(self._fd, records) != len(records):
                     raise OSError(errno.ENOSPC, "short write")
                 self._size = size + len(records)
@@ -3908,6 +3905,9 @@ class EventWriter:
         stem = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}"
         with _as_storage_error(self.logdir, "could not make an event file"):
             os.makedirs(self._root, exist_ok=True)
+            is_first = self._run is not None and not self._path
+            if is_first and any("tfevents" in name for name in os.listdir(self._root)):
+                self._go_back = _GO_BACK
             for n in itertools.count():
                 self._path = f"{self._root}/{stem}.{self._pid}.{n:04d}{self._suffix}"
                 with contextlib.suppress(FileExistsError):

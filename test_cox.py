@@ -5328,6 +5328,13 @@ def test_a_first_event_that_failed_hides_what_it_repeats_when_it_is_logged_again
     assert goes_back(run / "tensorboard" / "both" / "a")
 
 
+def test_events_logged_since_a_run_was_opened_are_repeated_too(out):
+    store = Store(out, "run")
+    cox.EventWriter(store.tb_dir).add_scalar("x", 1)  # as another process would
+    store.writer.add_scalar("x", 1)
+    assert goes_back(out / "run" / "tensorboard")
+
+
 @pytest.fixture(
     scope="module",
     params=[
