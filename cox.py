@@ -3439,6 +3439,8 @@ def _as_array(value: Any) -> npt.NDArray[Any]:
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         value = np.ma.filled(value.astype(np.float64), np.nan)
     array = np.asarray(value)
+    if array.dtype.kind == "V":  # bfloat16 and other types of jax
+        array = array.astype(np.float32)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"expected numbers, got {value!r:.80}")
     return array

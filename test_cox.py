@@ -5620,6 +5620,18 @@ def test_tensors_of_torch_are_taken(tmp_path):
     assert read_events(tmp_path)[0].step == 4
 
 
+def test_types_of_jax_are_taken(tmp_path):
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    weight = np.array([[1.5, 2], [-3, 4]], ml_dtypes.bfloat16)
+    with cox.EventWriter(tmp_path) as writer:
+        writer.add_scalar("x", weight[0, 0])
+        writer.add_histogram("h", weight)
+        writer.add_image("i", weight, dataformats="HW")
+    scalar, histogram, _ = read_values(tmp_path)
+    assert scalar.simple_value == 1.5
+    assert (histogram.histo.min, histogram.histo.max) == (-3, 4)
+
+
 def test_use_metadata_gives_step_and_time_and_ends_with_an_exception(tmp_path):
     writer = cox.EventWriter(tmp_path)
     with (  # noqa: PT012 (the block is what is tested)
