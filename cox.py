@@ -3868,7 +3868,7 @@ class EventWriter:
                 self._purge_step = None  # a later file would hide what this one holds
             except BaseException as err:
                 self._records.clear()  # else a tag's first event would lack _go_back
-                if isinstance(err, StorageError) or not isinstance(err, OSError):
+                if isinstance(err, CoxError) or not isinstance(err, OSError):
                     raise  # of _open, or an interrupt
                 with contextlib.suppress(OSError):  # else the next event opens a file
                     os.ftruncate(self._fd, size)
@@ -3921,6 +3921,8 @@ class EventWriter:
             self._run.check_place()
             if self._run.refusal:
                 self._run.claim()  # raises, as another run may have this path now
+            if not _is_run(self._run.path):
+                raise NotFoundError(f"there is no run at {self._run.path}")
             if self._run._lock_fd < 0 and _has_writer(self._run.path):
                 raise WriteRefusedError(
                     f"{self._run.path} is being written by another process, and events "

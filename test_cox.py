@@ -5786,6 +5786,16 @@ def test_a_link_out_of_the_run_is_not_written_through(tmp_path, out):
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
+def test_a_run_of_events_only_that_was_moved_gets_no_more(out):
+    store = Store(out, "run")
+    store.writer.add_scalar("x", 1)
+    store.writer.close()
+    (out / "run").rename(out / "moved")
+    with pytest.raises(cox.NotFoundError, match="no run at"):
+        store.writer.add_scalar("x", 2)
+    assert not (out / "run").exists()
+
+
 def test_a_run_that_was_moved_gets_no_embedding(run):
     store = Store(run.parent, "run")
     log(store, 1)
