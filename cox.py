@@ -4215,9 +4215,11 @@ class EventWriter:
         for item in figures:
             shown = _expect(item, "canvas", "matplotlib figures").canvas
             canvas: Any = FigureCanvasAgg(item)  # replaces the figure's own for now
-            canvas.draw()
-            images.append(np.asarray(canvas.buffer_rgba())[..., :3])
-            item.set_canvas(shown)
+            try:
+                canvas.draw()
+                images.append(np.asarray(canvas.buffer_rgba())[..., :3])
+            finally:
+                item.set_canvas(shown)
         self.add_images(tag, images, global_step, walltime, "HWC")
         pyplot: Any = sys.modules.get("matplotlib.pyplot")  # None: it has no figures
         for item in figures if close and pyplot else ():

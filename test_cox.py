@@ -5568,6 +5568,15 @@ def test_figure_is_rendered_and_closed(tmp_path):
     assert (both == [255, 0, 0]).all()
 
 
+def test_figure_that_cannot_be_drawn_keeps_its_canvas(tmp_path):
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    canvas = figure.canvas
+    figure.text(0, 0, r"$\frac{$")
+    with pytest.raises(ValueError, match="frac"):
+        cox.EventWriter(tmp_path).add_figure("x", figure)
+    assert figure.canvas is canvas
+
+
 def test_figure_needs_no_pyplot(tmp_path):
     figure = pytest.importorskip("matplotlib.figure")
     with cox.EventWriter(tmp_path) as writer:
