@@ -2140,7 +2140,9 @@ def _describe_git() -> tuple[dict[str, Any], bytes]:
     """Return the state of the program's repository, and its changes as a patch."""
     script = getattr(sys.modules["__main__"], "__file__", None)  # none in a notebook
     folders = [os.path.dirname(os.path.realpath(script))] if script else []
-    folders.append(os.getcwd())
+    # a tool that is installed, as pytest, is no program; pyenv's root is a repository
+    prefix = os.path.join(os.path.realpath(sys.prefix), "")
+    folders = [f for f in folders if not f.startswith(prefix)] + [os.getcwd()]
     git = next(filter(None, map(_read_git, folders)), {})
     deadline = time.monotonic() + _GIT_LIMIT_S
 

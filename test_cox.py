@@ -3493,6 +3493,21 @@ def test_an_exception_that_did_not_leave_the_with_is_no_failure(out):
     assert [*CollectionReader(out).runs()["status"]] == ["done", "done"]
 
 
+def test_an_installed_tool_is_not_the_program(repository, out, monkeypatch):
+    prefix = repository / "versions" / "3.14"  # as pyenv has it
+    tool = prefix / "bin" / "pytest"
+    tool.parent.mkdir(parents=True)
+    tool.touch()
+    work = repository.parent / "work"
+    work.mkdir()
+    git(work, "init", "-q")
+    monkeypatch.chdir(work)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tool), raising=False)
+    assert git_of(out)["root"] == str(repository)
+    monkeypatch.setattr(sys, "prefix", str(prefix))
+    assert git_of(out, "other")["root"] == str(work)
+
+
 def test_a_clean_repository_has_no_patch(repository, out):
     assert git_of(out)["changed"] == []
     assert not list(out.rglob("*.patch"))
