@@ -4361,7 +4361,9 @@ class EventWriter:
             files["sprite.png"] = _encode_png(sprite)
             config += f'sprite {{ image_path: "{folder}/sprite.png"\n'
             config += f"single_image_dim: [{shape[3]}, {shape[2]}] }}\n"
-        if self._write_to_disk:
+        if not self._write_to_disk:
+            return
+        with _as_storage_error(f"{self._root}/{folder}", "could not write"):
             os.makedirs(f"{self._root}/{folder}", exist_ok=True)
             for file_name, data in files.items():
                 _write_file(f"{self._root}/{folder}/{file_name}", data, sync=False)

@@ -6039,6 +6039,8 @@ def test_directory_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(cox.StorageError, match="file/run"):
         cox.EventWriter(tmp_path / "file/run").add_scalar("x", 1)
+    with pytest.raises(cox.StorageError, match="file/run"):
+        cox.EventWriter(tmp_path / "file/run").add_embedding(np.eye(2))
 
 
 @pytest.mark.parametrize("size", [0, 7])
