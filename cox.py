@@ -2222,7 +2222,10 @@ class _History:
         is_exit = code is None or (isinstance(code, int) and code == 0)
         # a run opened in an except block did not fail because of that exception
         if err is not None and not is_exit and err.__dict__ is not self._handled:
-            status = "interrupted" if isinstance(err, KeyboardInterrupt) else "failed"
+            is_failure = isinstance(err, (Exception, SystemExit))
+            status = (
+                "failed" if is_failure else "interrupted"
+            )  # Ctrl-C, a cancelled task
             facts["error"] = lambda: _one_line(err)
             facts["trace"] = lambda: "".join(traceback.format_exception(err))[-10_000:]
         shift = 20 if sys.platform == "darwin" else 10  # to MB, from bytes or else KB

@@ -3200,6 +3200,14 @@ def test_an_exception_on_its_way_makes_the_end_a_failure(out, monkeypatch):
         _ = 1 / 0
     with contextlib.suppress(KeyboardInterrupt), begin(out, "ctrl-c in with"):
         raise KeyboardInterrupt
+
+    def steps():
+        with begin(out, "generator"):
+            yield
+
+    generator = steps()
+    next(generator)
+    generator.close()
     store = begin(out, "finally")
     with contextlib.suppress(ZeroDivisionError), contextlib.closing(store):
         _ = 1 / 0
@@ -3212,7 +3220,7 @@ def test_an_exception_on_its_way_makes_the_end_a_failure(out, monkeypatch):
     assert words(out) == {
         **dict.fromkeys(["closed", "with", "amid an except"], "done"),
         **dict.fromkeys(["raise in with", "finally"], "failed"),
-        "ctrl-c in with": "interrupted",
+        **dict.fromkeys(["ctrl-c in with", "generator"], "interrupted"),
         "dropped": "ended",
     }
 
