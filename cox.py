@@ -5872,7 +5872,7 @@ def _read_runs(directory: str, params: str) -> tuple[str, pd.DataFrame]:
     names = [str(name) for name in frame]
     short = {c: c[len(t) + 1 :] for t in last for c in names if c.startswith(f"{t}/")}
     # train/loss shows as loss where that is unambiguous
-    uses = collections.Counter([*frame, *short.values()])
+    uses = collections.Counter(["exp_id", *frame, *short.values()])
     short = {column: name for column, name in short.items() if uses[name] == 1}
     return directory, frame.rename(columns=short)
 

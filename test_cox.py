@@ -9112,6 +9112,15 @@ def test_ls_json_is_json_whatever_the_parameters_are(out, cli):
     assert str(BIG) in "".join(shown)
 
 
+def test_ls_takes_a_table_with_a_column_exp_id(out, cli):
+    with Store(out, "a") as store:
+        table = store.add_table("train", {"exp_id": str, "loss": float})
+        table.append_row({"exp_id": "mine", "loss": 0.5})
+    row = json.loads(cli("ls", out, "--json"))
+    assert (row["exp_id"], row["train/exp_id"], row["loss"]) == ("a", "mine", 0.5)
+    assert cli("ls", out, "-w", "exp_id == 'a'", "-s", "exp_id", "-q") == f"{out}/a\n"
+
+
 def test_seeds_are_told_apart_where_a_run_has_none(out, cli):
     for exp_id, seed in ("a", 123456), ("b", 123457):
         with Store(out, exp_id) as store:
