@@ -5050,10 +5050,18 @@ class CollectionReader:
         self._stores.clear()
 
     def get_store(self, exp_id: str) -> Store:
-        """Return the run as a Store, in the mode of this reader."""
-        if exp_id not in self._stores:
-            self._stores[exp_id] = Store(self.directory, exp_id, mode=self._mode)
-        return self._stores[exp_id]
+        """Return the run as a Store, in the mode of this reader.
+
+        Raises:
+            NotFoundError: There is no such run.
+        """
+        store = self._stores.get(exp_id)
+        if store is None or store._handle.refusal == _CLOSED:
+            if not _is_run(os.path.join(self.directory, exp_id)):
+                raise NotFoundError(f"there is no run {exp_id!r} in {self.directory}")
+            store = Store(self.directory, exp_id, mode=self._mode)
+            self._stores[exp_id] = store
+        return store
 
     def df(
         self,

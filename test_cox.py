@@ -7291,6 +7291,24 @@ def test_stores_and_schemas_are_had_by_name(differing):
         assert str(reader) == "-- Table: t --\ndict_keys(['x', 'y'])"
 
 
+def test_a_collection_for_writing_makes_no_run_that_is_asked_for(runs):
+    with CollectionReader(runs, mode="a") as reader:
+        assert "typo" not in reader.stores
+        assert reader.stores.get("") is None
+        with pytest.raises(KeyError, match="no run 'typo' in"):
+            reader.get_store("typo")
+    assert sorted(os.listdir(runs)) == ["a", "b", "c"]
+
+
+def test_a_collection_opens_a_store_again_that_was_closed(runs):
+    with CollectionReader(runs, mode="a") as reader:
+        for count in 2, 3:
+            with reader.get_store("a") as store:
+                log(store, 1)
+                assert store is reader.get_store("a")
+            assert store["t"].nrows == count
+
+
 @pytest.fixture
 def differing(out):
     for exp_id, schema, row in (
