@@ -3030,6 +3030,11 @@ if hasattr(os, "register_at_fork"):
 ###############################################################################
 
 
+def _as_set(names: Iterable[str]) -> set[str]:
+    """Return several names, or one, as a set: an Index is neither true nor false."""
+    return {names} if isinstance(names, str) else {*names}
+
+
 class Table:
     """A table of a run: typed columns, and rows that can only be appended.
 
@@ -3110,8 +3115,8 @@ class Table:
         Raises:
             SchemaError: The table has no such column.
         """
-        columns = [columns] if isinstance(columns, str) else columns
-        if unknown := set(columns or ()) - self._schema.columns.keys():
+        columns = None if columns is None else _as_set(columns)
+        if unknown := (columns or set()) - self._schema.columns.keys():
             raise self._schema_error(min(unknown))
         return _read_frame(self._run.path, self.name, columns)
 
@@ -5102,9 +5107,8 @@ class CollectionReader:
             CoxError: An object in a run cannot be decoded.
         """
         exp_ids = [e for e in self.exp_ids if exp_filter is None or exp_filter(e)]
-        if isinstance(keep_serialized, str):
-            keep_serialized = [keep_serialized]
-        columns = [columns] if isinstance(columns, str) else columns
+        keep_serialized = _as_set(keep_serialized)
+        columns = None if columns is None else _as_set(columns)
         skip_errors = skip_errors or self._skip_errs
         groups = self._read_groups(key, exp_ids, skip_errors)
         names = {
@@ -5119,7 +5123,7 @@ class CollectionReader:
                 f"Columns: {_shorten(sorted(known))}"
             )
         if not union_schemas:
-            self._check_columns(key, names, known if columns is None else {*columns})
+            self._check_columns(key, names, known if columns is None else columns)
         args = exp_ids, keep_serialized, columns
         frames: list[pd.DataFrame] = []
         errors: dict[int, Exception] = {}

@@ -7184,6 +7184,24 @@ def test_one_column_may_be_asked_for_by_its_name(runs):
             table.tail(-1)
 
 
+@pytest.mark.parametrize("kind", [pd.Index, pd.Series, np.array, iter])
+def test_columns_may_be_asked_for_by_those_of_another_frame(runs, kind):
+    names = ["i", "note"]
+    with CollectionReader(runs) as reader:
+        assert list(reader.df("t", columns=kind(names), append_exp_id=False)) == names
+        assert list(reader.get_store("c")["t"].frame(kind(names))) == names
+
+
+def test_names_to_keep_serialized_may_be_those_of_another_frame(out):
+    with Store(out, "run") as store:
+        store.add_table("t", {"x": OBJECT, "y": OBJECT})
+        store["t"].append_row({"x": [1], "y": [1]})
+    for kind in pd.Index, iter:
+        frame = CollectionReader(out).df("t", keep_serialized=kind(["x", "y"]))
+        assert frame["y"].tolist() == frame["x"].tolist()
+        assert isinstance(frame.loc[0, "x"], str)
+
+
 def test_what_is_no_run_is_passed_over_and_what_is_shut_is_named(
     runs, caplog, monkeypatch
 ):
