@@ -5827,13 +5827,17 @@ def _find_run(run: str, directory: str) -> str:
 
 
 def _print_table(
-    command: str, columns: Mapping[str, Iterable[Any]], start: int = 0, width: int = 0
-) -> None:
+    command: str,
+    columns: Mapping[str, Iterable[Any]],
+    known: Sequence[str] = (),
+    width: int = 0,
+) -> list[str]:
     """Print the columns that the terminal has room for; say which are left out.
 
-    ``start=1`` omits the names. Numbers are aligned right; ``width`` is the minimum.
+    Returns their names, which are omitted if they are those ``known``. Numbers are
+    aligned right; ``width`` is the minimum.
     """
-    room, lines, left_out = shutil.get_terminal_size().columns, [], []
+    room, lines, shown, left_out = shutil.get_terminal_size().columns, [], [], []
     limit = max(12, room // 4)
     for name, values in columns.items():
         values = ["" if v is None or v != v else v for v in values]
@@ -5850,11 +5854,13 @@ def _print_table(
             left_out.append(name)
             continue
         room -= size + 2
+        shown.append(name)
         lines.append([c.ljust(size) if is_text else c.rjust(size) for c in cells])
-    for line in itertools.islice(zip(*lines), start, None):
+    for line in itertools.islice(zip(*lines), shown == known, None):
         print("  ".join(line).rstrip())
-    if left_out and not start:
+    if left_out and shown != known:
         _say(f"no room for {_shorten(left_out)}", command)
+    return shown
 
 
 def _print_facts(facts: Mapping[str, Any], indent: str = "") -> None:
@@ -6034,23 +6040,30 @@ def _tail(argv: list[str]) -> int:
     add("-f", "--follow", action="store_true", help="keep printing rows as they come")
     options = parser.parse_args(argv)
     run_dir = _find_run(options.run, options.dir)
-    counts = {name: _read_ends(run_dir, name)[0] for name in _read_headers(run_dir)}
+    names = [options.table] if options.table else [*_read_headers(run_dir)]
+    counts = {name: _read_ends(run_dir, name)[0] for name in names}
     if not counts:
         raise CoxError(f"{run_dir} has no table yet")
-    table = options.table or max(counts, key=counts.__getitem__)
-    seen, start = max(0, _read_ends(run_dir, table)[0] - abs(options.rows)), 0
+    table = max(counts, key=counts.__getitem__)
+    seen, shown = max(0, counts[table] - abs(options.rows)), list[str]()
     while True:
-        new = (count := _read_ends(run_dir, table)[0]) - seen
-        if new < 0:  # mode "w" replaced it
-            new, seen = count, 0
-        if new > 0:
-            count, rows = _read_ends(run_dir, table, last=new + 1000)  # or more by now
+        try:
+            new = _read_ends(run_dir, table)[0] - seen
+            last = new + 1000 if new > 0 else 0  # or more by now
+            count, rows = _read_ends(run_dir, table, last=last)
+        except NotFoundError:
+            if not _is_run(run_dir):
+                raise
+            count = 0  # mode "w" erased it, and it may be made again
+        seen = seen if seen <= count else 0
+        if count > seen >= count - rows.nrows:
             plain, seen = _plain_rows(rows)[seen - count :], count
-            names = dict.fromkeys(itertools.chain(*plain))
-            columns = {name: [row.get(name) for row in plain] for name in names}
-            _print_table("tail", columns, start, width=10)
+            columns = dict.fromkeys(itertools.chain(*plain))
+            values = {name: [row.get(name) for row in plain] for name in columns}
+            shown = _print_table("tail", values, shown, width=10)
             sys.stdout.flush()
-            start = 1
+        if count > seen:
+            continue  # with what was added, or begun afresh, between the two reads
         if not options.follow:
             return 0
         time.sleep(_TAIL_INTERVAL_S)

@@ -9061,6 +9061,81 @@ def test_tail_goes_on_with_a_table_that_was_begun_afresh(out, cli, monkeypatch):
     assert said == ["epoch", *map(str, range(9)), "77"]
 
 
+@pytest.fixture
+def follow(cli, monkeypatch):
+    """Run `cox tail -f` of run r; do one thing at each of its pauses, then stop it."""
+
+    def run(out, *things, **expected):
+        stop = itertools.repeat(lambda: signal.raise_signal(signal.SIGINT))
+        left = itertools.chain(things, stop)
+        monkeypatch.setattr(cox.time, "sleep", lambda _: next(left)())
+        args = "tail", "r", "-d", out, "-f"
+        return cli(*args, **{"status": 130} | expected).splitlines()
+
+    return run
+
+
+def test_tail_names_the_columns_again_when_others_are_shown(out, follow):
+    def begin_afresh():
+        store = Store(out, "r", mode="w")
+        store.add_table("t", {"acc": float, "a": str, "b": str, "epoch": int})
+        log("short")
+
+    def log(text):
+        store = Store(out, "r")
+        store["t"].append_row({"acc": 0.5, "a": text, "b": text, "epoch": 1})
+
+    with Store(out, "r") as store:
+        store.add_table("t", {"epoch": int}).append_rows({"epoch": [7, 8]})
+    things = begin_afresh, lambda: log("a long text"), lambda: log("another text")
+    lines = follow(out, *things, width=46, err="cox tail: no room for epoch\n")
+    assert [" ".join(line.split()) for line in lines] == [
+        *("epoch", "7", "8", "acc a b epoch", "0.5 short short 1"),
+        *("acc a b", "0.5 a long text a long text"),
+        "0.5 another text another text",
+    ]
+
+
+def test_tail_waits_for_a_table_that_was_erased_but_not_for_a_deleted_run(out, follow):
+    def log(value):
+        with Store(out, "r") as store:
+            store.add_table("t", {"x": int}).append_row({"x": value})
+
+    log(1)
+    lines = follow(out, lambda: Store(out, "r", mode="w").close(), lambda: log(2))
+    assert [*map(str.strip, lines)] == ["x", "1", "2"]
+    gone = r"cox tail: the run .*/r is gone: .*\n"
+    lines = follow(out, lambda: shutil.rmtree(out / "r"), status=2, err=gone)
+    assert [*map(str.strip, lines)] == ["x", "2"]
+
+
+@pytest.mark.parametrize("at", range(1, 7))
+def test_tail_misses_no_row_however_many_come_at_once(store, cli, monkeypatch, at):
+    table = store.add_table("t", {"x": int})
+    table.append_rows({"x": range(3)})
+    opened = []
+
+    def open_and_log(path, *args):
+        if path.endswith("t.rows"):
+            opened.append(path)
+            if len(opened) == at:
+                table.append_rows({"x": range(3, 5000)})
+        return os.open(path, *args)
+
+    monkeypatch.setattr(cox, "os", but(os, open=open_and_log))
+    shown = [int(line) for line in cli("tail", store.path).splitlines()[1:]]
+    assert shown == [*range(shown[0], table.nrows)]
+    assert shown[0] in (0, 4990)
+
+
+def test_a_damaged_table_keeps_no_other_from_being_shown(out, cli, damage):
+    with Store(out, "r") as store:
+        store.add_table("t", {"x": int}).append_row({"x": 7})
+        store.add_table("u", {"x": int})
+    (out / "r" / ".tables" / "u.rows").write_bytes(b"no header")
+    assert cli("tail", "r", "-d", out, "-t", "t").split() == ["x", "7"]
+
+
 def test_version_is_that_of_the_file(cli):
     assert cli("--version") == f"cox {cox.__version__}\n"
 
