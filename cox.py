@@ -5511,7 +5511,7 @@ class _View:
             self.stopped.wait(_REFRESH_INTERVAL_S)
 
     def refresh(self) -> bool:
-        """Update the view: 2 or 3 ``stat`` per unchanged run; True if more remain."""
+        """Update the view: 3 or 4 ``stat`` per unchanged run; True if more remain."""
         is_more = self.read()
         for run in self.runs.values():
             if self.stopped.is_set():
@@ -5536,11 +5536,11 @@ class _View:
         for exp_id in listed:
             path = os.path.join(self.directory, exp_id)
             run = self.runs.get(exp_id, _ViewedRun(exp_id, path))
-            if run.params is None:
-                stamp = _stamp(_table_path(path, self.table) + _ROWS_SUFFIX)
-                stamp = stamp or _stamp(os.path.join(path, _STORE_NAME))
-                if stamp != run.params_stamp:
-                    changed.append((stamp, exp_id, run))
+            stamp = _stamp(_table_path(path, self.table) + _ROWS_SUFFIX)
+            if not stamp and run.params is None:
+                stamp = _stamp(os.path.join(path, _STORE_NAME))
+            if stamp != run.params_stamp and (stamp or run.params is None):
+                changed.append((stamp, exp_id, run))
         changed.sort(reverse=True)
         count = max(_READ_AT_ONCE, len(self.runs))  # twice as many per pass
         for stamp, exp_id, run in changed[:count]:
@@ -5561,14 +5561,17 @@ class _View:
 
     def _find_params(self, run: _ViewedRun) -> None:
         """Read the run's parameters, after their file has changed."""
+        known = run.params
         try:
             if run.params_stamp:
                 run.params = _read_row(run.path, self.table, first=1)
         except Exception as err:  # a damaged run may raise anything
             _say(f"cannot read the metadata of run {run.exp_id!r}: {err}")
         run.left_out = self._why_left_out(run.params)
-        if run.params is not None:
-            self._hide(run)  # it was shown without its parameters
+        if str(run.params) != str(known):
+            self._hide(run)  # it was shown without its parameters, or has begun afresh
+            if known is not None:
+                run.back_at = time.monotonic() + 3 * self.reload_s
 
     def _why_left_out(self, params: dict[str, Any] | None) -> str:
         known = params or {}

@@ -8306,6 +8306,29 @@ def test_a_run_that_goes_on_leaves_the_view_for_a_while(out, view_of, monkeypatc
         assert f"{hparams}.end" not in names(view.directory / "a")
 
 
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_a_run_begun_afresh_shows_under_its_new_parameters(
+    out, view_of, monkeypatch, is_deleted
+):
+    for exp_id, lr in ("a", 0.1), ("b", 0.2):
+        log_params(out, exp_id, lr=lr)
+    view = view_of(out)
+    assert view.shown() == ["lr=0.1-a", "lr=0.2-b"]
+    Store(out, "a", mode="w").close()
+    if is_deleted:
+        shutil.rmtree(out / "a")
+    log_params(out, "a", lr=0.3)
+    with Store(out, "b") as store:
+        store["metadata"].append_row({"lr": 0.4})  # only the first row counts
+    view.refresh()
+    # it comes back when TensorBoard, which looks every 5 s, has forgotten it
+    assert view.shown() == ["lr=0.2-b"]
+    later = time.monotonic() + 20
+    monkeypatch.setattr(cox, "time", but(time, monotonic=lambda: later))
+    view.refresh()
+    assert "lr=0.3-a" in view.shown()
+
+
 def test_values_of_a_stranger_are_bounded(out, view_of):
     log_params(out, "a", n=[10**5000], w=10**9, s="x" * 10_000)
     log_params(out, "b", n=[1], w=3, s="y")
