@@ -4887,9 +4887,11 @@ def _run_status(run_dir: str) -> tuple[str, list[dict[str, Any]]]:
             continue
         if has_writer is False and attempts[-1].get("boot") == _boot_id():
             return "dead", attempts
-        with os.scandir(os.path.join(run_dir, _TABLES_DIR)) as entries:
-            rows = (e.stat() for e in entries if e.name.endswith(_ROWS_SUFFIX))
-            newest = max((info.st_mtime for info in rows), default=0)
+        tables_dir = os.path.join(run_dir, _TABLES_DIR)
+        with os.scandir(tables_dir) as entries:
+            files = [e.path for e in entries if e.name.endswith(_ROWS_SUFFIX)]
+            # mode "w" may have removed them all
+            newest = max(os.stat(path).st_mtime for path in files or [tables_dir])
         return f"silent {_short_time(time.time() - newest)}", attempts
     return "", []
 

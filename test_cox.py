@@ -3251,6 +3251,10 @@ def test_where_the_lock_is_not_seen_a_run_is_silent(out, run):
     for rows in path.parent.glob("*.rows"):
         os.utime(rows, (time.time(), time.time() - 3 * hour))
     assert words(out) == {"run": "silent 3h"}
+    for rows in path.parent.glob("*.rows"):  # as mode "w" does
+        rows.unlink()
+    os.utime(path.parent, (time.time(), time.time() - 5 * hour))
+    assert words(out) == {"run": "silent 5h"}
 
 
 def test_a_writer_that_ends_or_begins_between_two_looks_is_not_called_dead(
