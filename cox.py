@@ -4912,22 +4912,28 @@ def _summarize(run_dir: str) -> dict[str, Any]:
 def _summarize_batch(
     runs: Mapping[int, str], params: str, last: Sequence[str]
 ) -> tuple[dict[int, dict[str, Any]], dict[int, Exception]]:
-    """Return a row for each run, as far as it can be read, and the errors."""
+    """Return a row for each run, as far as it can be read, and its first error."""
+
+    def read_params(run_dir: str) -> dict[str, Any]:
+        row = _read_row(run_dir, params, first=1) or {}
+        taken = "exp_id", *_SUMMARY
+        return {f"{params}/{n}" if n in taken else n: v for n, v in row.items()}
+
+    def read_last(table: str, run_dir: str) -> dict[str, Any]:
+        row = _read_row(run_dir, table, last=1) or {}
+        return {f"{table}/{name}": value for name, value in row.items()}
+
+    reads: list[Callable[[str], dict[str, Any]]] = [_summarize, read_params]
+    reads += [functools.partial(read_last, table) for table in last]
     summaries: dict[int, dict[str, Any]] = {}
     errors: dict[int, Exception] = {}
     for source, run_dir in runs.items():
         row: dict[str, Any] = {"status": ""}
-        try:
-            row |= _summarize(run_dir)
-            parameters = _read_row(run_dir, params, first=1) or {}
-            for name, value in parameters.items():
-                is_taken = name in ("exp_id", *_SUMMARY)
-                row[f"{params}/{name}" if is_taken else name] = value
-            for table in last:
-                values = _read_row(run_dir, table, last=1) or {}
-                row |= {f"{table}/{name}": value for name, value in values.items()}
-        except Exception as err:
-            errors[source] = err
+        for read in reads:
+            try:
+                row |= read(run_dir)
+            except Exception as err:  # the other tables may be in order
+                errors.setdefault(source, err)
         summaries[source] = {
             _utf8(n): _utf8(v) if isinstance(v, str) else v for n, v in row.items()
         }

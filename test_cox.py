@@ -7681,6 +7681,18 @@ def test_runs_says_what_is_broken_and_goes_on(out, run, damage):
     assert runs.lr.tolist()[0] == 1
 
 
+def test_runs_reads_the_tables_that_are_not_damaged(out, damage):
+    with Store(out, "run") as store:
+        for name in "metadata", "a", "b":
+            store.add_table(name, {"x": int}).append_row({"x": 7})
+    for name in "metadata", "a":
+        (out / "run" / ".tables" / f"{name}.rows").write_bytes(b"no header")
+    with warns("run run: .*metadata.rows"):
+        runs = CollectionReader(out, log_warnings=False).runs(last=["a", "b"])
+    assert runs.loc["run", "status"] == "done"
+    assert runs.loc["run", "b/x"] == 7
+
+
 def test_runs_runs_no_code_of_a_run(out, tmp_path):
     bomb = tmp_path / "bomb"
     with Store(out, "run") as store:
