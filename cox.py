@@ -5391,7 +5391,8 @@ _HAS_LINKS: Final = "with links among its event files, which are not followed"
 
 def _say(line: str, command: str = "tb") -> None:
     text = _printable(f"{command}: {line}", 2000)
-    print("cox", text, file=sys.stderr, flush=True)
+    if sys.stderr:  # print() takes None for stdout
+        print("cox", text, file=sys.stderr, flush=True)
 
 
 def _stamp(path: str) -> tuple[int, ...]:

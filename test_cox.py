@@ -9221,6 +9221,11 @@ def test_help_lists_the_commands(cli):
             cox.main([name, "--help"])
 
 
+def test_what_is_said_beside_a_listing_is_not_in_it(sweep, cli, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)  # as of `2>&-`
+    assert cli("ls", sweep, "-q", "-n", "1") == f"{sweep}/b2\n"
+
+
 def test_a_closed_pipe_ends_quietly_and_tensorboard_is_not_imported(out, damage):
     make_run(out, "run", t=({"x": "int"}, [[1]]))
     script = """
