@@ -5712,7 +5712,8 @@ def _parse_tb_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.epilog = "All other options go to TensorBoard: --host, --bind_all, ..."
     parser.allow_abbrev = False
     add = parser.add_argument
-    add("--logdir", required=True, help="directory of the runs, or a single run")
+    text = "directory of the runs, or a single run"
+    add("--logdir", type=os.path.expanduser, required=True, help=text)
     add("--port", type=int, default=6006, help="default 6006; 0 takes a free one")
     add("--format-str", help="run names, as 'lr-{lr:.1e}'; default: what differs")
     text, pair = "REGEX matches the value's start; repeatable", ("NAME", "REGEX")
@@ -5828,10 +5829,11 @@ _TAIL_INTERVAL_S: Final = 0.5
 
 def _find_run(run: str, directory: str) -> str:
     """Return the path of a run, given its path or the start of its id."""
-    if _is_run(run):
-        return os.path.abspath(run)
+    directory = os.path.expanduser(directory)  # no shell does, in --dir=~/runs
+    for path in os.path.join(directory, run), run:
+        if _is_run(path):
+            return os.path.abspath(path)
     exp_ids = [exp_id for exp_id in _list_runs(directory) if exp_id.startswith(run)]
-    exp_ids = [run] if run in exp_ids else exp_ids
     if len(exp_ids) != 1:
         found = _shorten(exp_ids)
         raise CoxError(f"no single run in {directory} begins with {run!r}: {found}")

@@ -8636,12 +8636,13 @@ def test_a_runs_own_directory_is_a_logdir(tb, out):
 
 
 @pytest.mark.parametrize(
-    "logdir", ["out", "./out/", "link", "exp/..", "odd [dir] %é,:"]
+    "logdir", ["out", "./out/", "~/out", "link", "exp/..", "odd [dir] %é,:"]
 )
 def test_a_logdir_may_be_relative_linked_or_odd(
     tmp_path, out, monkeypatch, logdir, view_of
 ):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     log_slope(out, 1)
     pathlib.Path("link").symlink_to("out")
     pathlib.Path("odd [dir] %é,:").symlink_to("out")
@@ -9035,6 +9036,19 @@ def test_an_id_that_begins_another_is_that_run(run, cli):
     Store(run.parent, "run2").close()
     assert cli("show", "run", "-d", run.parent).splitlines()[0].endswith(f" {run}")
     assert cli("show", "run2", "-d", run.parent).splitlines()[0].endswith(f" {run}2")
+
+
+def test_a_run_is_looked_for_in_dir_first(out, cli, tmp_path, monkeypatch):
+    for directory in out, tmp_path:
+        for exp_id in "1", "a":
+            Store(directory, exp_id).close()
+    Store(out, "a2").close()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(out.parent))
+    for directory in out, f"~/{out.name}":
+        for run, found in {"1": out, "a": out, tmp_path / "1": tmp_path}.items():
+            said = cli("show", run, f"--dir={directory}").splitlines()[0]
+            assert said.endswith(f" {found / pathlib.Path(run).name}")
 
 
 def test_diff_shows_what_differs(sweep, cli):
