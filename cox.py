@@ -5953,7 +5953,8 @@ def _ls(argv: list[str]) -> int:
             frame = frame.query(options.where, engine="python")
         if by := options.sort.removeprefix("-"):
             frame = frame.sort_values(by, ascending=by == options.sort, kind="stable")
-        shown = frame[options.columns.split(",")] if options.columns else frame
+        chosen = [name for name in options.columns.split(",") if name != "exp_id"]
+        shown = frame[chosen] if options.columns else frame
     except Exception as err:  # an expression may raise anything
         names = [f"{n} (took)" if n == "seconds" else str(n) for n in frame]
         columns = ", ".join(("exp_id (run)", *names))
@@ -5990,8 +5991,11 @@ def _export_runs(
 ) -> None:
     """Print runs as paths, as CSV, or as JSON lines without NaN and infinities."""
     if options.csv:
-        safe = frame.map(lambda v: _printable(v, len(v)) if isinstance(v, str) else v)
-        print(safe.rename(index=_printable, columns=_printable).to_csv(), end="")
+
+        def safe(value: Any) -> Any:
+            return _printable(value, len(value)) if isinstance(value, str) else value
+
+        print(frame.map(safe).rename(index=safe, columns=safe).to_csv(), end="")
         return
     for row in frame.reset_index().to_dict("records"):
         path = os.path.join(directory, row["exp_id"])

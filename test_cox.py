@@ -8963,6 +8963,9 @@ def test_ls_for_programs_has_all_columns_and_full_values(sweep, cli):
         losses = [float(row["train/loss"]) for row in listed]
         assert losses == [1 / 6, 1 / 5, 1 / 4, 1 / 3]
     assert rows[0]["arch"] == table[0]["arch"] == "resnet"
+    begin(sweep, long := "n" * 255).close()
+    line = cli("ls", sweep, "--csv", "-c", "exp_id,lr", "-w", "exp_id > 'n'")
+    assert line == f"exp_id,lr\n{long},\n"
     assert [row["commit"] for row in table] == ["01234567+"] * 4
 
 
