@@ -2377,7 +2377,10 @@ def _read_rows(run_dir: str, name: str) -> _Rows:
         return rows._replace(sources=[0], counts=[rows.nrows])
     all_rows = _read_original(run_dir)
     if name not in all_rows:
-        raise _no_table(run_dir, name, sorted(all_rows) or _list_tables(run_dir) or ())
+        names = sorted(all_rows) or _list_tables(run_dir) or ()
+        if name in names:  # converted, or made again, since the first look
+            return _read_rows(run_dir, name)
+        raise _no_table(run_dir, name, names)
     return all_rows[name]
 
 

@@ -7594,6 +7594,26 @@ def test_originals_and_new_runs_are_collected_together(run, out):
     assert frame["note"].tolist() == [f"row {i}" for i in frame.index]
 
 
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_run_of_the_original_is_read_though_it_is_converted(out, monkeypatch, at):
+    make_original_store(out / "o", t=original_t(2))
+    looks = []
+
+    def open_and_convert(path, *args):
+        try:
+            return os.open(path, *args)
+        finally:
+            if path.endswith("t.rows"):
+                looks.append(path)
+                if len(looks) == at:
+                    Store(out, "o").add_table("new", {"x": int})
+
+    reader = CollectionReader(out)
+    monkeypatch.setattr(cox, "os", but(os, open=open_and_convert))
+    assert reader.df("t")["note"].tolist() == ["row 0", "row 1"]
+    assert len(looks) > at
+
+
 def _make_stores(out, number, ready, count):
     ready.wait(30)
     for _ in range(count):
