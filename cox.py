@@ -1270,11 +1270,15 @@ def _frame(
             made.append(pd.concat(decoded, ignore_index=True))
     index = pd.RangeIndex(nrows)
     frame: pd.DataFrame = pd.DataFrame(dict(enumerate(made)), index, copy=False)
-    try:
-        frame.columns = pd.Index([*names.values()])
-    except UnicodeEncodeError:  # lone surrogates, where pandas uses Arrow for names
-        frame.columns = pd.Index([*names.values()], dtype=object)
+    _name_columns(frame, [*names.values()])
     return frame
+
+
+def _name_columns(frame: pd.DataFrame, names: list[str]) -> None:
+    try:
+        frame.columns = pd.Index(names)
+    except UnicodeEncodeError:  # lone surrogates, where pandas uses Arrow for names
+        frame.columns = pd.Index(names, dtype=object)
 
 
 class _TableFile:
@@ -5150,10 +5154,7 @@ class CollectionReader:
                 none = _Rows(rows.header, [0], [0])  # there must be a frame
                 frames.append(self._decode_frame(none, *args))
         self._handle_errors(exp_ids, errors, skip_errors)
-        joined: pd.DataFrame = frames[0]
-        if len(frames) > 1:
-            _keep_large_ints(frames)
-            joined = pd.concat(frames).sort_index(kind="stable")
+        joined = _join(frames) if len(frames) > 1 else frames[0]
         if append_exp_id:
             _append_exp_id(joined, exp_ids, key)
         if ignore_index:
@@ -5343,6 +5344,18 @@ def _append_exp_id(frame: pd.DataFrame, exp_ids: list[str], table: str) -> None:
         # of more than 100 columns, each of which is a separate array here
         warnings.simplefilter("ignore", pd.errors.PerformanceWarning)
         frame["exp_id"] = ids.array.take(frame.index.to_numpy())
+
+
+def _join(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Join frames of different columns, in the order of their indexes."""
+    _keep_large_ints(frames)
+    names: Any = [*dict.fromkeys(itertools.chain(*frames))]
+    numbers = {name: number for number, name in enumerate(names)}
+    for frame in frames:  # concat() refuses names with lone surrogates
+        frame.columns = pd.Index([numbers[name] for name in frame])
+    joined: pd.DataFrame = pd.concat(frames).sort_index(kind="stable")
+    _name_columns(joined, [names[number] for number in joined])
+    return joined
 
 
 def _keep_large_ints(frames: Collection[pd.DataFrame]) -> None:

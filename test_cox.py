@@ -7130,6 +7130,15 @@ def test_large_ints_keep_their_digits_where_columns_differ(out):
     assert runs["seed"].dropna().tolist() == [BIG]
 
 
+def test_a_column_whose_name_is_not_utf8_is_joined(out):
+    for exp_id, name in ("a", "x"), ("b", "\udfff"):
+        with Store(out, exp_id) as store:
+            store.add_table("t", {name: str}).append_row({name: exp_id})
+    frame = CollectionReader(out, log_warnings=False).df("t", union_schemas=True)
+    assert list(frame) == ["x", "\udfff", "exp_id"]
+    assert frame["\udfff"].tolist()[1] == "b"
+
+
 def test_a_run_whose_name_is_not_utf8_is_left_out_and_named(runs, damage):
     os.rename(os.fsencode(runs / "b"), os.fsencode(runs) + b"/b\xff")
     with warns("not UTF-8: b"):
