@@ -174,7 +174,7 @@ class SchemaError(CoxError, ValueError):
     """A schema, column or value is not acceptable; nothing was changed."""
 
 
-class NotFoundError(CoxError, KeyError, FileNotFoundError):
+class NotFoundError(CoxError, KeyError, FileNotFoundError, ValueError):
     """There is no such run, table, directory or object."""
 
 
@@ -352,9 +352,9 @@ def _as_row(data: Any) -> Mapping[str, Any]:
         return vars(data)
     if dataclasses.is_dataclass(data) and not isinstance(data, type):
         return {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
-    # a Series, or a dict in all but its class, such as ml_collections' ConfigDict
+    keyed: Any = data  # a Series, or a dict in all but its class, as a ConfigDict
     if hasattr(type(data), "keys") and not isinstance(data, pd.DataFrame):
-        return dict(data)
+        return dict(keyed)
     raise SchemaError(
         "a row is a dict (or Parameters, Namespace, dataclass, Series) of column to "
         f"value; got {data!r:.80}"
@@ -6088,7 +6088,7 @@ def _tail(argv: list[str]) -> int:
         except NotFoundError:
             if not _is_run(run_dir):
                 raise
-            count = 0  # mode "w" erased it, and it may be made again
+            count, rows = 0, _Rows(b"")  # mode "w" erased it; it may be made again
         seen = seen if seen <= count else 0
         if count > seen >= count - rows.nrows:
             plain, seen = _plain_rows(rows)[seen - count :], count

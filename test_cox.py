@@ -2475,8 +2475,7 @@ ODD_TABLES = {
     "nul": ({"s": str, "x": float}, [("a\0", 1.0), ("", math.nan)]),
     "in/a/group": ({"i": int}, [(2**63 - 1,)]),
     "half": ({"x": np.float16}, [(0.1,), (65504.0,)]),
-    "wide": ({f"column {i}": float for i in range(1500)}, [tuple(range(1500))]),
-    "too wide": ({f"column {i}": float for i in range(4000)}, [tuple(range(4000))]),
+    "wide": ({f"column {i}": float for i in range(4000)}, [tuple(range(4000))]),
     "empty": ({"i": int, "s": str}, []),
     "empty nul": ({"\0": str}, []),
     "object": ({"o": OBJECT}, [([1, 2],)]),
@@ -2838,8 +2837,8 @@ def test_a_mutated_store_h5_is_read_or_refused(original, tmp_path):
         path = mutants[-1] / "store.h5"
         path.write_bytes(mutate(sources[i % 2], rng))
         os.utime(path, (0, 0))  # no writer is waited for
-    results = [read_original(path) for path in mutants]
-    assert {type(result) for result in results} == {dict, cox.CorruptError}
+    results = [names_of_original(path) for path in mutants]
+    assert {type(result) for result in results} == {list, cox.CorruptError}
     assert set(read_original(original)) == {"t", "other"}
 
 
@@ -2851,6 +2850,14 @@ def test_frames_of_the_users_own_in_an_original_are_kept_aside(original):
     [aside] = original.glob("store.h5.*")
     assert pd.read_hdf(aside, "mine")["a"].tolist() == [1, 2, 3]
     assert len(pd.read_hdf(original / "store.h5", "t")) == 4
+
+
+def names_of_original(run_dir):
+    """Return the names of its tables, or the error; all of them are read."""
+    try:
+        return [*Store(run_dir.parent, run_dir.name, mode="r").tables]
+    except cox.CoxError as err:
+        return err
 
 
 def read_original(run_dir, module=cox):
@@ -3733,7 +3740,7 @@ def test_an_exception_out_of_a_signal_handler_leaves_no_run_locked(out, monkeypa
         places += 1
         is_cut_short = interrupted(places, store.close)
         store.close()
-        assert CollectionReader(out).runs()["status"].tolist() == ["done"]
+        assert Store(out, "run", mode="r").history[-1]["status"] == "done"
         with (out / "run" / ".tables" / "lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert places > 20
@@ -7257,8 +7264,9 @@ def test_a_collection_sees_rows_added_since_it_was_made(runs):
 
 
 def test_a_directory_that_is_empty_or_missing_or_a_run(tmp_path, run):
-    with pytest.raises(KeyError, match=re.escape(str(tmp_path))):
-        CollectionReader(tmp_path).df("t")
+    for error in KeyError, ValueError:  # the second is what the original raises
+        with pytest.raises(error, match=re.escape(str(tmp_path))):
+            CollectionReader(tmp_path).df("t")
     with pytest.raises(FileNotFoundError, match="missing"):
         CollectionReader(tmp_path / "missing")
     with pytest.raises(CoxError, match=r"out/run is a run; give its parent"):
