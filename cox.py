@@ -2223,13 +2223,12 @@ class _History:
             return
         facts: dict[str, Callable[[], Any]] = {}
         code = err.code if isinstance(err, SystemExit) else 1
-        is_exit = code is None or (isinstance(code, int) and code == 0)
+        is_success = code is None or (isinstance(code, int) and code == 0)
         # a run opened in an except block did not fail because of that exception
-        if err is not None and not is_exit and err.__dict__ is not self._handled:
+        if err is not None and not is_success and err.__dict__ is not self._handled:
+            # neither of these: Ctrl-C, a cancelled task, a generator that was closed
             is_failure = isinstance(err, (Exception, SystemExit))
-            status = (
-                "failed" if is_failure else "interrupted"
-            )  # Ctrl-C, a cancelled task
+            status = "failed" if is_failure else "interrupted"
             facts["error"] = lambda: _one_line(err)
             facts["trace"] = lambda: "".join(traceback.format_exception(err))[-10_000:]
         shift = 20 if sys.platform == "darwin" else 10  # to MB, from bytes or else KB
@@ -3296,18 +3295,17 @@ class Table:
     def _convert_column(self, name: str, kind: _Kind, values: Any) -> Any:
         """Convert values as append_row() does, but whole arrays at once if possible."""
         array = np.empty(())
-        # What numpy refuses (ragged lists, some tensors), or warns of (a masked element
-        # in a list, which becomes NaN), is converted one by one below.
-        refusals = ValueError, TypeError, RuntimeError, Warning
-        with warnings.catch_warnings(), contextlib.suppress(*refusals):
-            warnings.simplefilter("error")
+        # what numpy refuses (ragged lists, some tensors) is converted one by one below
+        with contextlib.suppress(ValueError, TypeError, RuntimeError, Warning):
             if kind.code and not isinstance(values, np.ma.MaskedArray):
                 array = np.asarray(values)
         if array.ndim == 1:
             # kinds of numpy arrays that fit if their least and greatest values do
             allowed = {"?": "b", "e": "", "f": ""}.get(kind.code, "biu")
             if kind.code == "d" and array.dtype.kind in "fbiu" and array.itemsize <= 8:
-                return array  # any value fits
+                # in a list, NaN may have been a masked element
+                if not (isinstance(values, (list, tuple)) and np.isnan(array).any()):
+                    return array  # any value fits
             if array.dtype.kind in allowed and len(array):
                 with contextlib.suppress(OverflowError, TypeError):  # raised below
                     kind.convert(array.min())
@@ -3934,6 +3932,7 @@ class EventWriter:
                     break
 
     def _check_run(self) -> None:
+        """Raise unless events may be written to the run that owns this writer."""
         if self._run is not None:
             self._run.check_place()
             if self._run.refusal:
@@ -4780,7 +4779,7 @@ def _read_each(
 
 
 def _read_quickly(path: str, size: int) -> bytes:
-    """Read a file's first bytes, without the time for a look at what kind it is."""
+    """Read a file's first bytes; take no time to see what kind of file it is."""
     fd = os.open(path, os.O_RDONLY | _O_SAFE)  # so reading does not block
     try:
         return os.read(fd, size)
