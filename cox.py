@@ -3809,7 +3809,7 @@ class EventWriter:
         self._sub_writers: dict[str, EventWriter] = {}  # by name; see add_scalars
         self._records: dict[tuple[str, ...], _ScalarRecord] = {}  # by prefix and names
         self._run: _Run | None = None  # set if a Store owns the writer
-        self._go_back = b""  # before a tag's first event, at least; see _continue
+        self._go_back = b""  # before a tag's first event; set by _open, see _continue
         self._is_holding, self._held = False, b""  # records; see _all_or_none
         self._pid, self._forks = os.getpid(), _forks  # _forks is faster to compare
         self._guard = _Guard(f"an event of {self.logdir}")

@@ -515,13 +515,22 @@ def is_open_at(descriptor, path):
     return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
 
 
+def lock_run(out):
+    """Lock the run as its writer does; raise BlockingIOError if another has it."""
+    with (out / "run" / ".tables" / "lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def assert_locked(out):
     """Some process has the run: another one may not write it."""
-    import fcntl
+    with pytest.raises(BlockingIOError):
+        lock_run(out)
 
-    lock = out / "run" / ".tables" / "lock"
-    with lock.open() as file, pytest.raises(BlockingIOError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+def marks(out):
+    """The numbers of rows that were synced, by table."""
+    state = (out / "run" / ".tables" / "state.json").read_text()
+    return json.loads(state)["rows"]
 
 
 @pytest.fixture
@@ -3731,8 +3740,7 @@ def test_an_event_file_that_cannot_be_closed_keeps_no_run_locked(out, failing_cl
     failing_close(event_file)
     with pytest.raises(cox.StorageError, match="events may be lost"):
         store.close()
-    with (out / "run" / ".tables" / "lock").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    lock_run(out)
     assert len(pd.read_hdf(out / "run" / "store.h5", "t")) == 1
     assert [*CollectionReader(out).runs()["status"]] == ["done"]
     store.close()
@@ -3749,8 +3757,7 @@ def test_an_exception_out_of_a_signal_handler_leaves_no_run_locked(out, monkeypa
         is_cut_short = interrupted(places, store.close)
         store.close()
         assert Store(out, "run", mode="r").history[-1]["status"] == "done"
-        with (out / "run" / ".tables" / "lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_run(out)
     assert places > 20
 
 
@@ -3767,8 +3774,7 @@ def test_an_exception_out_of_a_signal_handler_amid_opening_leaves_no_run_locked(
             log(store, 1)
         del store
     kept.close()
-    with (out / "run" / ".tables" / "lock").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    lock_run(out)
     assert places > 20
 
 
@@ -4476,8 +4482,7 @@ def test_mode_w_lets_no_row_vanish_after_a_signal_handler_amid_it(out, around, l
     assert len(errors) == 1
     log(again, 2)
     assert_logged(again["t"].df, 2)
-    state = (out / "run" / ".tables" / "state.json").read_text()
-    assert json.loads(state)["rows"] == {}
+    assert marks(out) == {}
     for opened in store, again:
         opened.close()
 
@@ -4675,8 +4680,7 @@ def test_mode_w_beside_a_checkpoint_leaves_no_mark_of_an_erased_table(out, expor
     with late_checkpoint(out, export):
         again = Store(out, "run", mode="w")
     # with a mark above its rows, a torn end would be taken for damage
-    state = (out / "run" / ".tables" / "state.json").read_text()
-    assert json.loads(state)["rows"] == {}
+    assert marks(out) == {}
     log(again, 2)
 
 
@@ -4725,8 +4729,7 @@ def test_the_mark_of_a_table_that_was_closed_amid_a_checkpoint_is_what_was_synce
     store.checkpoint()
     [(_, errors)] = amid
     assert errors == []
-    state = (out / "run" / ".tables" / "state.json").read_text()
-    assert json.loads(state)["rows"]["t"] == 1
+    assert marks(out)["t"] == 1
 
 
 def test_a_checkpoint_marks_the_rows_of_more_tables_than_may_be_open(out):
@@ -4735,8 +4738,7 @@ def test_a_checkpoint_marks_the_rows_of_more_tables_than_may_be_open(out):
         for table in tables_:
             table.append_row({"x": 1})
         store.checkpoint(export=False)
-        state = (out / "run" / ".tables" / "state.json").read_text()
-        assert json.loads(state)["rows"] == {table.name: 1 for table in tables_}
+        assert marks(out) == {table.name: 1 for table in tables_}
 
 
 def test_a_close_that_failed_amid_mode_w_leaves_no_closed_file_behind(out, monkeypatch):
@@ -4817,8 +4819,7 @@ def test_a_table_without_its_store_may_be_freed_while_a_thread_opens_the_run(
     del table  # exports
     opened[0].append_row({"i": 4, "note": "row 4"})
     opened.clear()
-    with (run / ".tables" / "lock").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    lock_run(run.parent)
     assert_logged(exported(run)["t"], 5)
     assert CollectionReader(run.parent).runs()["status"].tolist() == ["ended"]
 
